@@ -1,0 +1,142 @@
+"""For each database of the plan: its full backups and its log in the repository, their checks, jobs and schedule."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from assets.work import working
+from dr_pipelines.plan import Plan, Service
+from dr_pipelines.runbooks import catalogue
+
+__all__ = ["backup_definitions"]
+
+_RETRY = dg.RetryPolicy(max_retries=3, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+_SHORTEST_WINDOW = timedelta(seconds=60)
+"""Dagster judges nothing finer."""
+
+
+def backup_definitions(plan: Plan) -> dg.Definitions:
+    """Assets, checks, jobs and schedules of every database of the plan."""
+    return dg.Definitions.merge(*(_of_service(plan, service) for service in catalogue.database_services(plan)))
+
+
+def _of_service(plan: Plan, service: Service) -> dg.Definitions:
+    backup, archive, checks = _full_backup(service), _wal_archive(plan, service), _verification(service)
+    tags = catalogue.tags_of([service], "backup")
+    name = catalogue.identifier(service.name)
+    verified = dg.AssetSelection.checks(checks)
+    backup_job = dg.define_asset_job(
+        f"{name}_backup",
+        selection=dg.AssetSelection.assets(backup).without_checks() | verified,
+        description=f"A full backup of {service.title}, read back.",
+        tags=tags,
+    )
+    verify_job = dg.define_asset_job(
+        f"{name}_verify",
+        selection=verified,
+        description=f"Reads the newest backup of {service.title} and its log back; starts nothing.",
+        tags=catalogue.tags_of([service], "verify"),
+    )
+    schedules = []
+    if service.backup is not None:
+        schedules.append(
+            dg.ScheduleDefinition(
+                job=backup_job,
+                cron_schedule=service.backup.full,
+                execution_timezone="UTC",
+                default_status=dg.DefaultScheduleStatus.RUNNING,
+                description="As the plan has it.",
+            )
+        )
+    return dg.Definitions(
+        assets=[backup, archive], asset_checks=[checks], jobs=[backup_job, verify_job], schedules=schedules
+    )
+
+
+def _full_backup(service: Service) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=catalogue.full_backup(service.name),
+        description=f"The newest full backup of {service.title}, complete in the repository.",
+        group_name=catalogue.identifier(service.name),
+        kinds={"postgres"},
+        tags={catalogue.SERVICE_TAG: service.name},
+        retry_policy=_RETRY,
+    )
+    def full_backup(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        from dr_pipelines.runbooks.backups import back_up
+
+        with working(context, "back_up", create=True, retries=True) as work:
+            taken = back_up(work.around, service.name)
+        manifest = taken.manifest
+        return dg.MaterializeResult(
+            metadata={
+                "backup_id": manifest.backup_id,
+                "raw_bytes": manifest.raw_bytes,
+                "stored_bytes": manifest.stored_bytes,
+                "parts": len(manifest.parts),
+                "seconds": taken.duration.total_seconds(),
+                "waited_for_log_seconds": taken.waited_for_log.total_seconds(),
+                "taken_at": dg.MetadataValue.timestamp(manifest.stopped_at),
+                "server_version": manifest.server_version,
+            }
+        )
+
+    return full_backup
+
+
+def _wal_archive(plan: Plan, service: Service) -> dg.AssetSpec:
+    """Nothing computes it: a sensor reports it, and where it stops to, Dagster sees that it is no longer fresh."""
+    rpo = plan.objectives(service).rpo
+    fresh = None
+    if rpo is not None and rpo >= _SHORTEST_WINDOW:
+        warn = rpo * 2 / 3
+        fresh = dg.FreshnessPolicy.time_window(fail_window=rpo, warn_window=warn if warn >= _SHORTEST_WINDOW else None)
+    return dg.AssetSpec(
+        catalogue.wal_archive(service.name),
+        description=f"The write-ahead log of {service.title} in the repository; fresh while the promised RPO is kept.",
+        group_name=catalogue.identifier(service.name),
+        kinds={"postgres"},
+        tags={catalogue.SERVICE_TAG: service.name},
+        freshness_policy=fresh,
+    )
+
+
+def _verification(service: Service) -> dg.AssetChecksDefinition:
+    backup, archive = catalogue.full_backup(service.name), catalogue.wal_archive(service.name)
+
+    @dg.multi_asset_check(
+        name=f"{catalogue.identifier(service.name)}_verification",
+        specs=[
+            dg.AssetCheckSpec(
+                catalogue.VERIFIED,
+                asset=backup,
+                description="Every part of the newest backup, and every file of the log after it, is what was stored.",
+            ),
+            dg.AssetCheckSpec(
+                catalogue.NO_GAP,
+                asset=archive,
+                description="No segment is missing from the newest backup to the newest segment.",
+            ),
+        ],
+        can_subset=True,
+    )
+    def verification(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        from dr_pipelines.runbooks.backups import verify_newest
+
+        with working(context, "verify") as work:
+            found = verify_newest(work.around, service.name)
+        whole = [check for check in found.checks if check.name == "log_is_whole"]
+        stored = [check for check in found.checks if check.name != "log_is_whole"]
+        for name, asset, checks in ((catalogue.VERIFIED, backup, stored), (catalogue.NO_GAP, archive, whole)):
+            if dg.AssetCheckKey(dg.AssetKey(asset), name) in context.selected_asset_check_keys:
+                yield dg.AssetCheckResult(
+                    asset_key=asset,
+                    check_name=name,
+                    passed=all(check.passed for check in checks),
+                    metadata={"backup_id": found.backup_id, "bytes_read": found.bytes_read},
+                    description="; ".join(check.detail for check in checks),
+                )
+
+    return verification

@@ -1,0 +1,181 @@
+"""The job `database_restore`: the runbook's five steps as ops, which the drill carries out too."""
+
+from dataclasses import replace
+from typing import cast
+
+import dagster as dg
+from pydantic import Field
+
+from assets.values import Assessed, DatabaseLost, FilesRestored, ServerRuns, ServerValidated
+from assets.work import RESTORE_TAGS, OnFailure, working
+from dr_pipelines.plan import Plan
+from dr_pipelines.runbooks import catalogue
+
+__all__ = [
+    "RestoreForm",
+    "close_failed_drill",
+    "database_restore",
+    "execution_id_of",
+    "restore_definitions",
+    "restore_lost_database",
+]
+
+
+class RestoreForm(dg.Config):
+    """What an operator says when launching a restore; it is checked in the first op, before anything is done."""
+
+    service: str = Field(description="The service of the plan that is brought back, such as database.")
+    outage_started_at: str = Field(
+        description="When the users were hurt, ISO 8601 with zone, such as 2026-03-01T12:00:00Z: the RTO's start."
+    )
+    target_time: str = Field(
+        default="latest",
+        description="latest, or the moment to bring the data back to (ISO 8601 with zone): before a deletion, say.",
+    )
+    target_location: str = Field(
+        default="",
+        description="An absolute path: a new or empty folder. Left empty: a new folder below the state folder.",
+    )
+    reason: str = Field(description="Why, in a few words; it stands in the record.")
+
+
+@dg.op(description="Which backup, which of the log, how far that leads and what it takes. Changes nothing.")
+def assess(context: dg.OpExecutionContext, config: RestoreForm) -> Assessed:
+    from dr_pipelines.runbooks import database_restore as runbook
+    from dr_pipelines.runbooks.closing import close_failed_restore
+    from dr_pipelines.runbooks.request import begin, read_request
+
+    with working(context, "assess") as work:
+        around = work.around
+        now = around.clock.wall()
+        request = read_request(**config.model_dump(), plan=around.plan, now=now)
+        execution = begin(
+            around.repository,
+            request,
+            # A run that goes on with a failed one goes on with its execution.
+            execution_id=execution_id_of(context, "restore", _first_run_of(context)),
+            now=now,
+            requested_by=context.run.tags.get("dr/requested-by", "Dagster"),
+            plan_sha256=around.plan.sha256 if around.plan is not None else None,
+        )
+        work.on_failure = lambda around, error: close_failed_restore(around, execution, error, work.run_id)
+        assessment = runbook.assess(around, execution, request.destination, work.run_id)
+        context.add_output_metadata(
+            {
+                "execution_id": execution.id,
+                "backup_id": assessment.backup_id,
+                "target": assessment.target,
+                "raw_bytes": assessment.raw_bytes,
+                "log_bytes": assessment.log_bytes,
+            }
+        )
+    return Assessed(assessment, None)
+
+
+@dg.op(description="The same, of what the drill has destroyed.")
+def assess_loss(context: dg.OpExecutionContext, lost: DatabaseLost) -> Assessed:
+    from dr_pipelines.runbooks import database_restore as runbook
+
+    with working(context, "assess", close_failed_drill(context, lost)) as work:
+        assessment = runbook.assess(work.around, lost.lost.execution, None, work.run_id)
+    return Assessed(assessment, lost.lost)
+
+
+@dg.op(description="PostgreSQL of the same major version, a new and empty target with enough room, claimed.")
+def prepare(context: dg.OpExecutionContext, assessed: Assessed) -> Assessed:
+    from dr_pipelines.runbooks import database_restore as runbook
+
+    with working(context, "prepare", _close_failed(context, assessed)) as work:
+        return replace(assessed, assessment=runbook.prepare(work.around, assessed.assessment, work.run_id))
+
+
+@dg.op(description="Every part fetched, checked and written; then compared with PostgreSQL's own manifest.")
+def restore_latest_backup(context: dg.OpExecutionContext, prepared: Assessed) -> FilesRestored:
+    from dr_pipelines.runbooks import database_restore as runbook
+
+    with working(context, "restore_latest_backup", _close_failed(context, prepared)) as work:
+        files = runbook.restore_latest_backup(work.around, prepared.assessment, work.run_id)
+        context.add_output_metadata({"parts_fetched": files.parts_fetched, "target": files.target})
+    return FilesRestored(prepared.assessment, prepared.lost, files)
+
+
+@dg.op(description="The server started on the restored files; it replays the log, and runs.")
+def apply_wal(context: dg.OpExecutionContext, restored: FilesRestored) -> ServerRuns:
+    from dr_pipelines.runbooks import database_restore as runbook
+
+    with working(context, "apply_wal", _close_failed(context, restored)) as work:
+        server = runbook.apply_wal(work.around, restored.assessment, restored.files, work.run_id)
+        context.add_output_metadata({"replayed_lsn": server.replayed_lsn, "port": server.port})
+    return ServerRuns(restored.assessment, restored.lost, restored.files, server)
+
+
+@dg.op(description="Is it the right server, are its data sound, does the application's first query succeed?")
+def validate(context: dg.OpExecutionContext, running: ServerRuns) -> ServerValidated:
+    """A restore that is no drill ends here: with its record, and its server left to the operator."""
+    from dr_pipelines.processes.postgres import find_binaries
+    from dr_pipelines.runbooks import database_restore as runbook
+    from dr_pipelines.runbooks.closing import close_restore, how_to_connect
+
+    with working(context, "validate", _close_failed(context, running)) as work:
+        assessment, server = running.assessment, running.server
+        validated = runbook.validate(work.around, assessment, running.files, server, work.run_id)
+        if running.lost is None:
+            record = close_restore(work.around, assessment, server, validated, work.run_id)
+            work.report(record)
+            tools = find_binaries(work.around.settings, assessment.major).folder
+            context.add_output_metadata(how_to_connect(server, tools))
+    return ServerValidated(assessment, running.lost, running.files, server, validated)
+
+
+def _close_failed(context: dg.OpExecutionContext, value: Assessed) -> OnFailure:
+    """What a failed step leaves: a record, and of a drill nothing else; a restore stays as it is and can be resumed."""
+    from dr_pipelines.runbooks.closing import close_failed_restore
+
+    if value.lost is not None:
+        return close_failed_drill(context, DatabaseLost(value.lost))
+    return lambda around, error: close_failed_restore(around, value.assessment.execution, error, context.run_id)
+
+
+def close_failed_drill(context: dg.OpExecutionContext, loss: DatabaseLost) -> OnFailure:
+    """What a failed step of a drill does: the record says so, and the drill is ended."""
+    from dr_pipelines.drills.database import close_failed
+
+    return lambda around, error: close_failed(around, loss.lost, error, context.run_id)
+
+
+def _first_run_of(context: dg.OpExecutionContext) -> str:
+    return context.run.root_run_id or context.run.tags.get("dagster/root_run_id", context.run_id)
+
+
+def execution_id_of(context: dg.OpExecutionContext, kind: str, run_id: str) -> str:
+    """An execution's id, derived from the run that it begins with: always the same for that run."""
+    from dr_pipelines.errors import ExecutionError
+    from dr_pipelines.repository.identifiers import timed_id
+
+    record = context.instance.get_run_record_by_id(run_id)
+    if record is None:
+        raise ExecutionError(f"the run {run_id}, with which this began, is deleted", hint="launch a new run")
+    return timed_id(kind, record.create_timestamp, source=run_id)
+
+
+@dg.graph(description="Brings a lost PostgreSQL back on a new server, step by step, each timed against its budget.")
+def database_restore() -> None:
+    validate(apply_wal(restore_latest_backup(prepare(assess()))))
+
+
+@dg.graph(description="The runbook's five steps, carried out on what the drill has destroyed.")
+def restore_lost_database(lost: DatabaseLost) -> ServerValidated:
+    steps = prepare(assess_loss.alias("assess")(lost))
+    return cast(ServerValidated, validate(apply_wal(restore_latest_backup(steps))))
+
+
+def restore_definitions(plan: Plan) -> dg.Definitions:
+    """The job. Where the plan has one database, its restores wait for each other; else the target's lock has to do."""
+    services = catalogue.database_services(plan)
+    job = database_restore.to_job(
+        name="database_restore",
+        description=database_restore.description,
+        executor_def=dg.in_process_executor,
+        tags=RESTORE_TAGS | catalogue.tags_of(services, "restore"),
+    )
+    return dg.Definitions(jobs=[job])

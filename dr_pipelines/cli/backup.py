@@ -1,0 +1,183 @@
+"""`dr backup`: make one, list them, read one back."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dr_pipelines.cli.frame import Exit, Json, Terminal, table
+from dr_pipelines.cli.opening import opened
+from dr_pipelines.cli.services import backed_up_services, check_service
+from dr_pipelines.engines.postgres.backup import BackupResult
+from dr_pipelines.engines.postgres.coverage import newest_system, systems
+from dr_pipelines.engines.postgres.verify import Verification, verify
+from dr_pipelines.engines.verdict import Verdict, judge_checks
+from dr_pipelines.errors import ObjectMissing, RestoreError
+from dr_pipelines.repository.manifest import Manifest, read_manifest, survey_backups
+from dr_pipelines.repository.store import Store
+from dr_pipelines.runbooks.backups import back_up
+from dr_pipelines.runbooks.database_restore import Surroundings
+from dr_pipelines.timing import format_bytes, format_duration, format_moment
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make backups, list them, read them back.", no_args_is_help=True)
+
+ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="A PostgreSQL service of the plan.")]
+AnyService = Annotated[str | None, typer.Argument(metavar="SERVICE", help="One service; all where left out.")]
+BackupId = Annotated[str | None, typer.Argument(metavar="BACKUP_ID", help="One backup; the newest where left out.")]
+
+_MARKS = {True: "passed", False: "FAILED", None: "not checked"}
+
+
+@app.command(short_help="Make one.", epilog="Example: dr backup full database")
+def full(service: ServiceName, as_json: Json = False) -> int:
+    """Make a full backup of a service's server, which DR_DSN__<SERVICE> names.
+
+    Returns when the backup is complete in the repository, with the log that it needs. An empty place that
+    DR_REPOSITORY names becomes a repository.
+    """
+    terminal = Terminal(as_json=as_json)
+    with opened(terminal, create=True) as around:
+        check_service(around.plan, service)
+        taken = back_up(around, service)
+    terminal.result(_taken(taken), lambda console: _show_taken(console, taken))
+    return Exit.DONE
+
+
+def _taken(taken: BackupResult) -> dict[str, object]:
+    return _described(taken.manifest) | {
+        "seconds": taken.duration.total_seconds(),
+        "waited_for_log_seconds": taken.waited_for_log.total_seconds(),
+        "removed_incomplete": list(taken.removed_incomplete),
+    }
+
+
+def _show_taken(console: Console, taken: BackupResult) -> None:
+    manifest = taken.manifest
+    console.print(
+        f"{manifest.backup_id}: {format_bytes(manifest.raw_bytes)} as {format_bytes(manifest.stored_bytes)} in "
+        f"{len(manifest.parts)} parts, {format_duration(taken.duration)}, "
+        f"of which {format_duration(taken.waited_for_log)} for the log"
+    )
+
+
+def _described(manifest: Manifest) -> dict[str, object]:
+    return {
+        "service": manifest.service,
+        "backup_id": manifest.backup_id,
+        "state": "complete",
+        "kind": manifest.kind,
+        "system_identifier": manifest.system_identifier,
+        "server_version": manifest.server_version,
+        "started_at": format_moment(manifest.started_at),
+        "stopped_at": format_moment(manifest.stopped_at),
+        "raw_bytes": manifest.raw_bytes,
+        "stored_bytes": manifest.stored_bytes,
+        "parts": len(manifest.parts),
+    }
+
+
+@app.command("list", short_help="What there is.", epilog="Example: dr backup list database")
+def list_(service: AnyService = None, as_json: Json = False) -> int:
+    """List backups, newest first; also what was interrupted, and what is damaged."""
+    terminal = Terminal(as_json=as_json)
+    with opened(terminal, needs_plan=False) as around:
+        found = [
+            entry
+            for name in backed_up_services(around, service)
+            for system in systems(around.repository.service(name))
+            for entry in _survey(name, system, around.repository.service(name).child(system))
+        ]
+    found.sort(key=lambda entry: str(entry["backup_id"]), reverse=True)
+    terminal.result({"backups": found}, lambda console: _show_list(console, found))
+    return Exit.DONE
+
+
+def _survey(service: str, system: str, store: Store) -> list[dict[str, object]]:
+    survey = survey_backups(store)
+    bare: dict[str, object] = {"service": service, "system_identifier": system}
+    found = [_described(manifest) for manifest in survey.complete]
+    found += [{**bare, "backup_id": backup_id, "state": "incomplete"} for backup_id in survey.incomplete]
+    for backup_id, error in survey.damaged:
+        found.append({**bare, "backup_id": backup_id, "state": "damaged", "problem": str(error)})
+    return found
+
+
+def _show_list(console: Console, found: list[dict[str, object]]) -> None:
+    if not found:
+        console.print("no backups")
+        return
+    rows = []
+    for entry in found:
+        complete = entry["state"] == "complete"
+        rows.append(
+            (
+                str(entry["service"]),
+                str(entry["backup_id"]),
+                str(entry.get("problem") or entry["state"]),
+                str(entry["stopped_at"])[:19] + "Z" if complete else "",
+                format_bytes(int(str(entry["raw_bytes"]))) if complete else "",
+                format_bytes(int(str(entry["stored_bytes"]))) if complete else "",
+                f"PostgreSQL {entry['server_version']}" if complete else "",
+            )
+        )
+    console.print(table("service", "backup", "state", "ended", "size", "stored", "of", rows=rows), soft_wrap=False)
+
+
+@app.command("verify", short_help="Read one back, every hash.", epilog="Example: dr backup verify database")
+def verify_(service: AnyService = None, backup_id: BackupId = None, as_json: Json = False) -> int:
+    """Read a backup and the log that follows it back, every hash of it; nothing is started.
+
+    Exit code 0 where all is as it was stored, 1 where something is damaged or missing, 3 where something could not be
+    checked. That a server comes up from it, only a restore or a drill shows.
+    """
+    terminal = Terminal(as_json=as_json)
+    found: list[tuple[str, Verification]] = []
+    with opened(terminal) as around:
+        for name in backed_up_services(around, service):
+            store, manifest = _find_backup(around, name, backup_id)
+            report = _reporter(around, manifest.backup_id)
+            found.append((name, verify(store, manifest, workers=around.settings.workers, progress=report)))
+    if not found:
+        raise RestoreError(f"there is no backup in {around.repository.url}", hint="dr backup full SERVICE")
+    document = {"verifications": [_verification(name, result) for name, result in found]}
+    terminal.result(document, lambda console: _show_verifications(console, found))
+    verdict = judge_checks(check for _, result in found for check in result.checks)
+    return {Verdict.MET: Exit.DONE, Verdict.MISSED: Exit.FAILED, Verdict.UNVERIFIED: Exit.SHORT}[verdict]
+
+
+def _reporter(around: Surroundings, backup_id: str) -> Callable[[int, int], None]:
+    return lambda done, total: around.progress(f"reading {backup_id} back", done, total)
+
+
+def _find_backup(around: Surroundings, service: str, backup_id: str | None) -> tuple[Store, Manifest]:
+    home = around.repository.service(service)
+    if backup_id is None:
+        store = newest_system(home)
+        return store, survey_backups(store).complete[0]
+    for system in systems(home):
+        try:
+            return home.child(system), read_manifest(home.child(system), backup_id)
+        except ObjectMissing:
+            continue
+    raise ObjectMissing(f"{service} has no complete backup {backup_id} in {home.url}", hint=f"dr backup list {service}")
+
+
+def _verification(service: str, result: Verification) -> dict[str, object]:
+    return {
+        "service": service,
+        "backup_id": result.backup_id,
+        "bytes_read": result.bytes_read,
+        "recovery_point": format_moment(result.recovery_point) if result.recovery_point else None,
+        "checks": [{"name": check.name, "passed": check.passed, "detail": check.detail} for check in result.checks],
+    }
+
+
+def _show_verifications(console: Console, found: list[tuple[str, Verification]]) -> None:
+    for service, result in found:
+        point = format_moment(result.recovery_point) if result.recovery_point else "unknown"
+        console.print(f"{service} {result.backup_id}: {format_bytes(result.bytes_read)} read, recovery point {point}")
+        for check in result.checks:
+            console.print(f"  {_MARKS[check.passed]}: {check.name}: {check.detail}")

@@ -1,0 +1,126 @@
+"""What a restore would take, for `dr restore --dry-run`: nothing is changed."""
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from dr_pipelines.engines.postgres import coverage, target
+from dr_pipelines.errors import LogGap
+from dr_pipelines.processes.postgres import Binaries, find_binaries
+from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, plan_restore
+from dr_pipelines.runbooks.execution import Execution
+from dr_pipelines.runbooks.request import RestoreRequest
+from dr_pipelines.timing import format_bytes, format_moment
+
+__all__ = ["Estimate", "estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What would be restored, from what and to where."""
+
+    repository: str
+    request: RestoreRequest
+    planned: Assessment
+    covered_from: datetime
+    covered_to: datetime | None
+    free_bytes: int
+    binaries: Binaries
+
+    def document(self) -> dict[str, object]:
+        """As JSON values; sizes in bytes."""
+        planned, destination = self.planned, self.request.destination
+        return {
+            "dry_run": True,
+            "repository": self.repository,
+            "service": self.request.service,
+            "to": self.request.target_time or "latest",
+            "covered_from": self.covered_from,
+            "covered_to": self.covered_to,
+            "gap": planned.gap,
+            "backup_id": planned.backup_id,
+            "system_identifier": planned.system_identifier,
+            "stored_bytes": planned.stored_bytes,
+            "raw_bytes": planned.raw_bytes,
+            "log_files": len(planned.files),
+            "log_bytes": planned.log_bytes,
+            "log_end": planned.log_end,
+            "target": str(destination) if destination is not None else None,
+            "needed_bytes": planned.needed_bytes,
+            "free_bytes": self.free_bytes,
+            "postgres": self.binaries.version,
+            "postgres_bin": str(self.binaries.folder),
+        }
+
+    def show(self, console: Console) -> None:
+        """For a person."""
+        planned, request = self.planned, self.request
+        lines = {
+            "repository": self.repository,
+            "covered": f"{format_moment(self.covered_from)} to {_moment(self.covered_to)}",
+            "to": format_moment(request.target_time) if request.target_time else "latest",
+            "backup": f"{planned.backup_id}, {format_bytes(planned.stored_bytes)} to fetch, "
+            f"{format_bytes(planned.raw_bytes)} to write",
+            "log": f"{len(planned.files)} files, {format_bytes(planned.log_bytes)} to replay, up to {planned.log_end}",
+            "gap": planned.gap,
+            "target": f"{request.destination or 'none given'}, {format_bytes(planned.needed_bytes)} needed, "
+            f"{format_bytes(self.free_bytes)} free",
+            "with": f"PostgreSQL {self.binaries.version} in {self.binaries.folder}",
+        }
+        for name, value in lines.items():
+            if value is not None:
+                console.print(f"{name + ':':<12}{value}")
+        console.print("nothing was done: this was a dry run")
+
+
+def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) -> Estimate:
+    """Look at the repository, the binaries and the target. Raises what would stop the restore."""
+    execution = Execution(
+        id="dry-run",
+        kind="restore",
+        runbook="database_restore",
+        service=request.service,
+        outage_started_at=None,
+        started_at=around.clock.wall(),
+        target_time=request.target_time,
+        reason=request.reason,
+        requested_by="",
+        plan_sha256=None,
+    )
+    planned = plan_restore(around, execution, request.destination)
+    if planned.gap and not allow_gap:
+        raise LogGap(planned.gap, hint="--allow-gap restores up to the hole")
+    covered = coverage.choose(coverage.newest_system(around.repository.service(request.service)), None)
+    if request.destination is not None:
+        _check_target(around, planned)
+    return Estimate(
+        repository=around.repository.url,
+        request=request,
+        planned=planned,
+        covered_from=covered.earliest,
+        covered_to=covered.recovery_point,
+        free_bytes=shutil.disk_usage(_existing(Path(planned.target))).free,
+        binaries=find_binaries(around.settings, planned.major),
+    )
+
+
+def _check_target(around: Surroundings, planned: Assessment) -> None:
+    place = Path(planned.target)
+    target.require_space(place, planned.needed_bytes)
+    note = target.read_note(place)
+    # An unfinished restore of the same backup would be gone on with.
+    execution_id = note.execution_id if note is not None else planned.execution.id
+    target.check(place, target.Note(execution_id, planned.backup_id, planned.system_identifier), around.identity)
+
+
+def _existing(place: Path) -> Path:
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _moment(moment: datetime | None) -> str:
+    return format_moment(moment) if moment is not None else "an unknown moment: no agent has proven one"

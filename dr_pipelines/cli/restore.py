@@ -1,0 +1,237 @@
+"""`dr restore`: bring a database back from the repository alone, in this process. No Dagster, no plan file needed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dr_pipelines.cli.estimate import estimate
+from dr_pipelines.cli.frame import Exit, Json, Terminal
+from dr_pipelines.cli.opening import opened
+from dr_pipelines.cli.services import who_asks
+from dr_pipelines.engines.postgres import target as targets
+from dr_pipelines.engines.postgres.connection import connect
+from dr_pipelines.engines.postgres.recovery import RestoredServer
+from dr_pipelines.engines.verdict import Verdict
+from dr_pipelines.errors import DrError, ExecutionError, Locked, RepositoryError, UsageError
+from dr_pipelines.processes.identity import open_folder
+from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.reports.table import render_record
+from dr_pipelines.repository.folder import FolderStore
+from dr_pipelines.repository.identifiers import timed_id
+from dr_pipelines.repository.overlay import Overlay
+from dr_pipelines.repository.probe import check_writable
+from dr_pipelines.repository.repository import Repository
+from dr_pipelines.runbooks.closing import close_failed_restore, close_restore, how_to_connect
+from dr_pipelines.runbooks.database_restore import (
+    Assessment,
+    Surroundings,
+    Validated,
+    apply_wal,
+    assess,
+    prepare,
+    restore_latest_backup,
+    validate,
+)
+from dr_pipelines.runbooks.execution import Execution, Journal
+from dr_pipelines.runbooks.record import Record
+from dr_pipelines.runbooks.request import RestoreRequest, begin, read_request
+from dr_pipelines.timing import format_moment
+
+__all__ = ["restore"]
+
+JOURNALS = "journals"
+"""Below the state folder: what is written of a restore whose repository can only be read."""
+
+
+def restore(
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The service to bring back.")],
+    to: Annotated[str, typer.Option("--to", metavar="latest|TIME", help="A time is ISO 8601 with zone.")] = "latest",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="DIR", help="A new or empty folder; may be left out in a dry run."),
+    ] = None,
+    start: Annotated[bool, typer.Option("--start", help="Leave the restored server running.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    outage_start: Annotated[
+        str | None,
+        typer.Option("--outage-start", metavar="TIME", help="Since when users are hurt; the RTO counts from it."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the record.")] = "dr restore, by hand",
+    allow_gap: Annotated[bool, typer.Option("--allow-gap", help="Where the log has a hole, restore up to it.")] = False,
+    from_url: Annotated[
+        str | None, typer.Option("--from", metavar="URL", help="The repository; DR_REPOSITORY where left out.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Restore a database into a new folder, start it, replay the log, and validate it.
+
+    Takes the repository and PostgreSQL of the same major version, nothing else. Afterwards the server is stopped,
+    unless --start is given. Interrupted, the same command goes on where it was.
+
+    Exit code 0 where the service is back and RTO, RPO and integrity are met; 3 where it is back and one of them is
+    missed or unverified, which RTO and RPO are without --outage-start; 1 where the restore failed; 2 where it was
+    refused and nothing was done.
+    """
+    terminal = Terminal(as_json=as_json)
+    if target is not None and not target.strip():
+        raise UsageError("--target is empty", hint="give a new or empty folder for the data")
+    if target is None and not dry_run:
+        raise UsageError(
+            "--target is missing", hint="a new or empty folder for the data, such as /var/lib/restored/data"
+        )
+    with opened(terminal, repository=from_url, needs_plan=False) as around:
+        request = read_request(
+            service=service,
+            outage_started_at=outage_start,
+            target_time=to,
+            target_location=str(Path(target).absolute()) if target else "",
+            reason=reason,
+            plan=around.plan,
+            now=around.clock.wall(),
+        )
+        if dry_run:
+            found = estimate(around, request, allow_gap=allow_gap)
+            terminal.result(found.document(), found.show)
+            return Exit.DONE
+        done = _restore(around, request, allow_gap=allow_gap, start=start)
+        document = {"record": done.record.document(), "server": done.handed_over}
+        terminal.result(document, lambda console: _show(console, done))
+        return Exit.DONE if done.record.verdict is Verdict.MET else Exit.SHORT
+
+
+@dataclass(frozen=True)
+class _Done:
+    record: Record
+    handed_over: dict[str, str]
+    """What the operator needs to know of the server: how it is reached and ended, or started."""
+
+
+def _restore(around: Surroundings, request: RestoreRequest, *, allow_gap: bool, start: bool) -> _Done:
+    around, execution = _begin(around, request)
+    with _closing(around, execution):
+        assessment, server, validated = _carry_out(around, request, execution, allow_gap=allow_gap)
+        binaries = find_binaries(around.settings, assessment.major)
+        if not start:
+            with connect(server.dsn()) as connection:
+                connection.execute("CHECKPOINT")  # so that the stop, which is killed after a while, is quick
+        record = close_restore(around, assessment, server, validated, None, leave_running=start)
+    if start:
+        return _Done(record, how_to_connect(server, binaries.folder))
+    place = server.data
+    return _Done(
+        record,
+        {
+            "data": str(place),
+            "start": f"as the user that owns the folder: {binaries.folder / 'pg_ctl'} -D {place} -l {place}.log start",
+            "before": "its configuration is that of the server that was lost: see to its port and its archive_command",
+        },
+    )
+
+
+def _carry_out(
+    around: Surroundings, request: RestoreRequest, execution: Execution, *, allow_gap: bool
+) -> tuple[Assessment, RestoredServer, Validated]:
+    assessment = assess(around, execution, request.destination, None, allow_gap=allow_gap)
+    assessment = prepare(around, assessment, None)
+    files = restore_latest_backup(around, assessment, None)
+    server = apply_wal(around, assessment, files, None)
+    return assessment, server, validate(around, assessment, files, server, None)
+
+
+def _begin(around: Surroundings, request: RestoreRequest) -> tuple[Surroundings, Execution]:
+    """The execution, begun now or gone on with, and surroundings whose repository can be written to."""
+    assert request.destination is not None
+    now = around.clock.wall()
+    if targets.read_note(request.destination) is not None:
+        targets.hold(request.destination, around.identity)
+    around = _writable(around)
+    earlier = _interrupted(around, request.destination)
+    if earlier is not None:
+        around.notes.info(f"going on with {earlier.id}, which began at {format_moment(earlier.started_at)}")
+        # The outage's start is stated once.
+        if request.outage_started_at is None:
+            request = replace(request, outage_started_at=earlier.outage_started_at)
+    else:
+        _refuse(around, request)
+    execution = begin(
+        around.repository,
+        request,
+        execution_id=earlier.id if earlier is not None else timed_id("restore", now),
+        now=now,
+        requested_by=who_asks(),
+        plan_sha256=around.plan.sha256 if around.plan is not None else None,
+    )
+    return around, execution
+
+
+def _refuse(around: Surroundings, request: RestoreRequest) -> None:
+    """Raise what refuses the restore, before anything is written; what makes it fail is the execution's to find."""
+    try:
+        estimate(around, request, allow_gap=True)
+    except DrError as error:
+        if error.exit_code == Exit.USAGE:
+            raise
+
+
+def _writable(around: Surroundings) -> Surroundings:
+    """As they are, or, where the repository can only be read, with journal and record below the state folder."""
+    try:
+        check_writable(around.repository.store)
+    except RepositoryError as error:
+        if error.retryable:
+            raise
+        folder = open_folder(around.settings.state_dir / JOURNALS)
+        around.notes.warning(f"the repository cannot be written to, the record goes to {folder}: {error}")
+        repository = around.repository
+        overlay = Overlay(repository.store, FolderStore(folder))
+        repository = Repository(overlay, repository.format_version, repository.id)
+        return replace(around, repository=repository)
+    return around
+
+
+def _interrupted(around: Surroundings, place: Path) -> Execution | None:
+    """The execution whose unfinished restore lies in the target, where the journal knows it."""
+    note = targets.read_note(place)
+    if note is None:
+        return None
+    try:
+        return Journal(around.repository.store, note.execution_id).execution()
+    except ExecutionError:
+        return None
+
+
+@contextmanager
+def _closing(around: Surroundings, execution: Execution) -> Iterator[None]:
+    """Where the body fails, leave a record that says so, and no server."""
+    try:
+        yield
+    except BaseException as error:
+        _end_own(around, execution)
+        # Refused before anything was done, or somebody else is at it; interrupted, it will be gone on with.
+        if isinstance(error, Exception) and not (
+            isinstance(error, Locked) or (isinstance(error, DrError) and error.exit_code == Exit.USAGE)
+        ):
+            try:
+                close_failed_restore(around, execution, str(error), None)
+            except DrError as further:
+                around.notes.warning(f"of this failure no record could be left: {further}")
+        raise
+
+
+def _end_own(around: Surroundings, execution: Execution) -> None:
+    """End what this process started of the execution; another may be at work on it."""
+    for lease in around.leases.of(execution.id):
+        if lease.holder_pid == os.getpid():
+            around.leases.end(lease)
+
+
+def _show(console: Console, done: _Done) -> None:
+    render_record(done.record, console)
+    for name, value in done.handed_over.items():
+        console.print(f"{name}: {value}")

@@ -1,0 +1,64 @@
+"""How a drill is set up, from what somebody filled in."""
+
+import secrets
+
+from dr_pipelines.drills.database import DrillOptions
+from dr_pipelines.errors import UsageError
+from dr_pipelines.plan import Plan
+from dr_pipelines.timing import parse_duration
+
+__all__ = ["read_options"]
+
+_SIZE = (1_000_000, 1_000_000_000_000)
+_WRITERS = (1, 32)
+_RATE = (0.1, 10_000.0)
+_ARCHIVE_TIMEOUT = (1, 3600)
+
+
+def read_options(
+    *,
+    service: str,
+    size_bytes: int,
+    writers: int,
+    rate: float,
+    archive_timeout: str,
+    seed: int | None,
+    major: int | None,
+    reason: str,
+    requested_by: str,
+    keep: bool,
+    plan: Plan | None,
+) -> DrillOptions:
+    """What was filled in, checked before anything is made; without a seed one is drawn.
+
+    Raises UsageError that names what cannot be accepted.
+    """
+    if plan is not None and plan.service(service).engine != "postgres":
+        having = ", ".join(entry.name for entry in plan.services if entry.engine == "postgres") or "none"
+        raise UsageError(f'service: "{service}" is no PostgreSQL service of the plan', hint=f"those are: {having}")
+    try:
+        timeout = parse_duration(archive_timeout)
+    except ValueError as error:
+        raise UsageError(f"archive_timeout: {error}") from None
+    _within("size_bytes", size_bytes, _SIZE)
+    _within("writers", writers, _WRITERS)
+    _within("rate", rate, _RATE)
+    _within("archive_timeout in seconds", timeout.total_seconds(), _ARCHIVE_TIMEOUT)
+    return DrillOptions(
+        service=service,
+        size_bytes=size_bytes,
+        writers=writers,
+        rate=rate,
+        archive_timeout=timeout,
+        seed=seed if seed is not None else secrets.randbelow(1_000_000),
+        major=major,
+        reason=reason.strip() or "drill",
+        requested_by=requested_by,
+        keep=keep,
+    )
+
+
+def _within(name: str, value: float, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    if not low <= value <= high:
+        raise UsageError(f"{name}: {value:g} is not within {low:g} to {high:g}")

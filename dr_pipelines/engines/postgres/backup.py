@@ -1,0 +1,298 @@
+"""A full backup: what `pg_basebackup` streams, cut into parts on the way, with no second copy on disk.
+
+The WAL that the backup needs comes from the archive, so the manifest, which makes a backup complete, is written after
+the segment with the backup's stop position is in the repository.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import BinaryIO, cast
+
+import psycopg
+
+from dr_pipelines import __version__
+from dr_pipelines.engines.parts import PartWriter, Progress
+from dr_pipelines.engines.postgres.connection import ServerFacts, connect, read_facts, scalar, without_password
+from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.tar_stream import members
+from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.engines.postgres.verify import log_ends_backup
+from dr_pipelines.engines.postgres.wal import Lsn, segment_before, segment_holding
+from dr_pipelines.errors import BackupError, DrError, ProcessError
+from dr_pipelines.processes.postgres import Binaries
+from dr_pipelines.repository.locks import hold
+from dr_pipelines.repository.manifest import (
+    FileEntry,
+    Manifest,
+    Part,
+    delete_backup,
+    incomplete,
+    new_backup_id,
+    write_manifest,
+)
+from dr_pipelines.repository.repository import Repository
+from dr_pipelines.repository.store import Store
+from dr_pipelines.settings import Settings
+from dr_pipelines.timing import Clock, wait_until
+
+__all__ = ["BackupResult", "take_backup"]
+
+ARCHIVE_PATIENCE = 120.0
+"""Seconds that the end of the backup's log may take to be archived, and then to be stored; the agent needs two."""
+_WAITING = """
+SELECT count(*) FROM pg_stat_progress_basebackup p JOIN pg_stat_activity a USING (pid)
+WHERE p.phase = 'waiting for wal archiving to finish' AND a.application_name = %s
+"""
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A complete backup and what it took to make it."""
+
+    manifest: Manifest
+    duration: timedelta
+    waited_for_log: timedelta
+    removed_incomplete: tuple[str, ...]
+
+
+def take_backup(
+    service: str,
+    dsn: str,
+    repository: Repository,
+    binaries: Binaries,
+    settings: Settings,
+    *,
+    clock: Clock,
+    progress: Progress,
+    archive_patience: float = ARCHIVE_PATIENCE,
+) -> BackupResult:
+    """Make a full backup of the server at `dsn`. Raises BackupError; then nothing is left that lists as complete.
+
+    Holds the service's backup lock, and first removes what interrupted backups left behind. A log that does not get to
+    the repository within `archive_patience` seconds ends the backup.
+    """
+    watch_start = clock.monotonic()
+    with connect(dsn) as connection:
+        facts = read_facts(connection)
+    _refuse_what_cannot_work(facts, dsn)
+    home = repository.service(service)
+    store = home.child(facts.system_identifier)
+    with hold(home, "backup", purpose=f"full backup of {service}", clock=clock) as lock:
+        removed = tuple(incomplete(store))
+        for leftover in removed:
+            delete_backup(store, leftover)
+        backup_id = new_backup_id("full", clock.wall())
+        try:
+            started_at = _server_time(dsn)
+            with _base_backup(dsn, binaries, f"dr_pipelines {backup_id[-6:]}", archive_patience) as stream:
+                files, parts, details = _store_parts(stream, facts, store, backup_id, settings, progress)
+            stopped_at = _server_time(dsn)
+            waited_from = clock.monotonic()
+            _wait_for_log(Log(store), str(details["stop_segment"]), clock, archive_patience)
+            _refuse_foreign_log(Log(store), details)
+            waited = timedelta(seconds=clock.monotonic() - waited_from)
+            manifest = Manifest(
+                backup_id=backup_id,
+                service=service,
+                engine="postgres",
+                kind="full",
+                system_identifier=facts.system_identifier,
+                server_version=facts.version,
+                tool_version=__version__,
+                started_at=started_at,
+                stopped_at=stopped_at,
+                files=files,
+                parts=parts,
+                details=details,
+            )
+            lock.confirm()
+            write_manifest(store, manifest)
+        except BaseException:
+            # The error that is under way matters more than one of the tidying; the next backup tidies again.
+            with contextlib.suppress(DrError, OSError):
+                delete_backup(store, backup_id)
+            raise
+    return BackupResult(manifest, timedelta(seconds=clock.monotonic() - watch_start), waited, removed)
+
+
+def _refuse_what_cannot_work(facts: ServerFacts, dsn: str) -> None:
+    where = without_password(dsn)
+    if facts.tablespaces:
+        raise BackupError(
+            f"the cluster at {where} has further tablespaces ({', '.join(facts.tablespaces)})",
+            hint="they are not supported: move their tables to pg_default",
+        )
+    if facts.in_recovery:
+        raise BackupError(f"the server at {where} is a standby", hint="give the primary's DSN")
+    if facts.archive_mode == "off" or not facts.archive_command:
+        raise BackupError(
+            f"the server at {where} does not archive its WAL, so a backup of it could not be restored",
+            hint="set archive_mode = on and archive_command = '… scripts/backup.sh wal %p %f'; dr doctor says how",
+        )
+
+
+def _server_time(dsn: str) -> datetime:
+    with connect(dsn) as connection:
+        moment: datetime = scalar(connection, "SELECT clock_timestamp()")
+    return moment.astimezone(UTC)
+
+
+@contextlib.contextmanager
+def _base_backup(dsn: str, binaries: Binaries, name: str, archive_patience: float) -> Iterator[BinaryIO]:
+    """What pg_basebackup writes to its standard output; raises BackupError with its own words where it fails.
+
+    The server knows it by `name`.
+    """
+    pieces = psycopg.conninfo.conninfo_to_dict(dsn)
+    password = pieces.pop("password", None)
+    pieces.pop("dbname", None)
+    command = [
+        binaries["pg_basebackup"],
+        *("--pgdata=-", "--format=tar", "--wal-method=none", "--checkpoint=fast", "--no-password"),
+        # Each part is hashed with SHA-256 on its way; PostgreSQL's own manifest needs no more than its default.
+        "--manifest-checksums=CRC32C",
+        "--label=dr_pipelines",
+        "--dbname=" + psycopg.conninfo.make_conninfo("", **(pieces | {"application_name": name})),
+    ]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
+    if password is not None:
+        environment["PGPASSWORD"] = str(password)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/")
+    assert process.stdout is not None and process.stderr is not None
+    words: list[bytes] = []
+    # Read beside the data: a full pipe of messages would stop the backup.
+    listener = threading.Thread(target=lambda: words.append(cast(BinaryIO, process.stderr).read()), daemon=True)
+    listener.start()
+    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
+    over, stuck = threading.Event(), threading.Event()
+    watcher = threading.Thread(target=_watch_archiving, args=(process, dsn, name, archive_patience, over, stuck))
+    watcher.start()
+    try:
+        yield cast(BinaryIO, process.stdout)
+        code = process.wait()
+    except BaseException as error:
+        process.kill()
+        process.wait()
+        listener.join()
+        if stuck.is_set():
+            raise BackupError(
+                f"PostgreSQL's log was not archived within {archive_patience:.0f} s of the end of the backup",
+                hint="archive_command fails or hangs: the server's own log and pg_stat_archiver say why; dr doctor",
+            ) from error
+        said = b"".join(words).decode(errors="replace").strip()
+        if isinstance(error, BackupError) and said:
+            raise BackupError(f"pg_basebackup failed: {said}") from error
+        raise
+    finally:
+        over.set()
+        watcher.join()
+        listener.join()
+        process.stdout.close()
+        process.stderr.close()
+    if code != 0:
+        raise BackupError(f"pg_basebackup ended with {code}: {b''.join(words).decode(errors='replace').strip()}")
+
+
+def _watch_archiving(
+    process: subprocess.Popen[bytes],
+    dsn: str,
+    name: str,
+    patience: float,
+    over: threading.Event,
+    stuck: threading.Event,
+) -> None:
+    """Kill pg_basebackup where PostgreSQL, its data sent, waits too long for its archive: it would wait for ever."""
+    interval, waited = min(5.0, patience / 4), 0.0
+    while not over.wait(interval):
+        try:
+            with connect(dsn) as connection:
+                row = connection.execute(_WAITING, (name,)).fetchone()
+        except (ProcessError, psycopg.Error):
+            continue
+        waited = waited + interval if row is not None and row[0] else 0.0
+        if waited > patience:
+            stuck.set()
+            process.kill()
+            return
+
+
+def _store_parts(
+    stream: BinaryIO, facts: ServerFacts, store: Store, backup_id: str, settings: Settings, progress: Progress
+) -> tuple[tuple[FileEntry, ...], tuple[Part, ...], dict[str, str | int]]:
+    writer = PartWriter(
+        store,
+        f"backups/{backup_id}/parts/",
+        part_size=settings.part_size,
+        workers=settings.workers,
+        level=settings.compression_level,
+    )
+    done = 0
+    own_manifest = b""
+    with writer:
+        for member in members(stream):
+            if member.path.split("/")[0] == PRIVATE:
+                # What a restore had left in this data directory is not the cluster's.
+                _skip(stream, member.size)
+                continue
+            entry = FileEntry(path=member.path, kind=member.kind, mode=member.mode, size=member.size)
+            index = writer.add(entry)
+            if member.path == "backup_manifest":
+                own_manifest = stream.read(member.size)
+                writer.copy(io.BytesIO(own_manifest), index, member.size)
+            elif member.kind == "file":
+                writer.copy(stream, index, member.size)
+            done += member.size
+            progress(done, max(done, facts.size))
+        parts = writer.finish()
+    return tuple(writer.files), parts, _details(own_manifest, facts)
+
+
+def _skip(stream: BinaryIO, size: int) -> None:
+    while size and (piece := stream.read(min(size, 1 << 20))):
+        size -= len(piece)
+
+
+def _details(own_manifest: bytes, facts: ServerFacts) -> dict[str, str | int]:
+    """What a restore needs to know, from PostgreSQL's own manifest (its section WAL-Ranges)."""
+    try:
+        wal_range = json.loads(own_manifest)["WAL-Ranges"][0]
+        start, stop = Lsn.parse(wal_range["Start-LSN"]), Lsn.parse(wal_range["End-LSN"])
+        timeline = int(wal_range["Timeline"])
+    except (ValueError, KeyError, IndexError) as error:
+        raise BackupError(f"pg_basebackup's backup_manifest cannot be read: {error!r}") from None
+    return {
+        "start_lsn": str(start),
+        "stop_lsn": str(stop),
+        "timeline": timeline,
+        "start_segment": str(segment_holding(start, timeline, facts.segment_size)),
+        "stop_segment": str(segment_before(stop, timeline, facts.segment_size)),
+        "wal_segment_size": facts.segment_size,
+        "superuser": facts.superuser,
+        "major": facts.major,
+    }
+
+
+def _wait_for_log(log: Log, segment: str, clock: Clock, patience: float) -> None:
+    if not wait_until(lambda: log.has(segment), timeout=patience, clock=clock, interval=0.1):
+        raise BackupError(
+            f"the WAL segment {segment}, without which the backup is worth nothing, did not reach the repository "
+            f"within {patience:.0f} s",
+            hint="is the agent running, and is archive_command working? dr doctor",
+        )
+
+
+def _refuse_foreign_log(log: Log, details: dict[str, str | int]) -> None:
+    if not log_ends_backup(log, details):
+        raise BackupError(
+            f"the log in the repository is another server's: {details['stop_segment']} does not hold this backup's end",
+            hint="two servers of one system identifier archive to one place: stop one of them, or give this one a "
+            "repository of its own",
+        )

@@ -1,0 +1,142 @@
+"""Whether the stored log is unbroken: which segments a replay from a position needs, and which of them are missing.
+
+Pure. A replay follows the newest timeline that descends from the one it starts on; from the segment on in which a
+timeline was left, the next one's segments are read.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from dr_pipelines.engines.postgres.wal import Lsn, Segment, Switch
+
+__all__ = ["Chain", "Hole", "StoredSegment", "follow"]
+
+_NAMED = 20
+"""How many missing segments of one hole are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """A segment in the repository."""
+
+    name: str
+    stored_bytes: int
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Consecutive segments that are not stored though later ones are."""
+
+    missing: tuple[str, ...]
+    """The first of them by name, at most 20."""
+    count: int
+    stored_before: datetime | None
+    """When the last segment before the hole was stored; None where the hole is at the start."""
+    stored_after: datetime
+    """When the first segment after the hole was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The stored log from a position on."""
+
+    start: Lsn
+    end: Lsn
+    """Everything from `start` up to here is stored; equal to `start` where nothing is."""
+    timeline: int
+    """The timeline of the last segment before `end`."""
+    files: tuple[str, ...]
+    """What a replay up to `end` reads: history files, then the segments in order."""
+    end_stored_at: datetime | None
+    """When the last segment before `end` was stored."""
+    newest: str | None
+    """The newest stored segment, behind all holes."""
+    newest_end: Lsn
+    newest_stored_at: datetime | None
+    holes: tuple[Hole, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The names of missing segments, at most 20 of each hole."""
+        return tuple(name for hole in self.holes for name in hole.missing)
+
+    @property
+    def lost(self) -> tuple[datetime | None, datetime] | None:
+        """From when to when what was stored cannot be reached over the first hole; None where there is none."""
+        if not self.holes or self.newest_stored_at is None:
+            return None
+        return self.holes[0].stored_before, self.newest_stored_at
+
+
+def follow(
+    start: Lsn, timeline: int, size: int, stored: Iterable[StoredSegment], histories: Mapping[int, tuple[Switch, ...]]
+) -> Chain:
+    """The chain from `start` on `timeline`, among what is stored; `histories` holds the parsed history files."""
+    path = _path(start, timeline, size, histories)
+    by_segment = {Segment.of_name(segment.name, size): segment for segment in stored}
+    first = start.value // size
+    on_path = sorted(
+        (segment for segment in by_segment if segment.number >= first and segment == _at(segment.number, path, size)),
+        key=lambda segment: segment.number,
+    )
+    unbroken = list(_unbroken(first, on_path))
+    last = by_segment[unbroken[-1]] if unbroken else None
+    newest = by_segment[on_path[-1]] if on_path else None
+    wanted = sorted(number for number in histories if number <= path[-1][0])
+    return Chain(
+        start=start,
+        end=unbroken[-1].end if unbroken else start,
+        timeline=unbroken[-1].timeline if unbroken else timeline,
+        files=tuple(f"{number:08X}.history" for number in wanted) + tuple(segment.name for segment in unbroken),
+        end_stored_at=last.stored_at if last else None,
+        newest=newest.name if newest else None,
+        newest_end=on_path[-1].end if on_path else start,
+        newest_stored_at=newest.stored_at if newest else None,
+        holes=tuple(_holes(first, on_path, by_segment, path, size)),
+    )
+
+
+Path = tuple[tuple[int, int], ...]
+"""Pairs of a timeline and the number of the first segment that is read from it."""
+
+
+def _path(start: Lsn, timeline: int, size: int, histories: Mapping[int, tuple[Switch, ...]]) -> Path:
+    newest, switches = timeline, tuple[Switch, ...]()
+    for candidate in sorted(histories):
+        history = histories[candidate]
+        # A timeline that was left before `start` does not lead on from there.
+        if candidate > newest and any(past.timeline == timeline and past.at >= start for past in history):
+            newest, switches = candidate, tuple(past for past in history if past.timeline >= timeline)
+    followers = [past.timeline for past in switches[1:]] + [newest]
+    pairs = [(follower, past.at.value // size) for past, follower in zip(switches, followers, strict=False)]
+    return ((timeline, 0), *pairs)
+
+
+def _at(number: int, path: Path, size: int) -> Segment:
+    """The segment that a replay along the path reads at this number."""
+    return Segment(next(timeline for timeline, begin in reversed(path) if begin <= number), number, size)
+
+
+def _unbroken(first: int, on_path: Iterable[Segment]) -> Iterator[Segment]:
+    for expected, segment in enumerate(on_path, first):
+        if segment.number != expected:
+            return
+        yield segment
+
+
+def _holes(
+    first: int, on_path: list[Segment], stored: Mapping[Segment, StoredSegment], path: Path, size: int
+) -> Iterator[Hole]:
+    expected, before = first, None
+    for segment in on_path:
+        if segment.number != expected:
+            named = range(expected, min(segment.number, expected + _NAMED))
+            yield Hole(
+                missing=tuple(_at(number, path, size).name for number in named),
+                count=segment.number - expected,
+                stored_before=stored[before].stored_at if before else None,
+                stored_after=stored[segment].stored_at,
+            )
+        expected, before = segment.number + 1, segment

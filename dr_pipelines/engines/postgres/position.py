@@ -1,0 +1,144 @@
+"""How far the log in the repository reaches, and from which moment on nothing is stored yet. Pure.
+
+The agent asks the server now and then for the time and then for its position, in this order: whatever was acknowledged
+before that time, asynchronous commits too, has its commit record before that position. Once the unbroken log in the
+repository reaches the position, everything up to that time can be brought back.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from dr_pipelines.engines.postgres.wal import Lsn, Segment, settled
+
+__all__ = ["POSITION_VERSION", "Position", "RecoveryPointTracker", "Sample", "ServerState"]
+
+POSITION_VERSION = 1
+
+
+def _lsn(value: object) -> object:
+    return Lsn.parse(value) if isinstance(value, str) else value
+
+
+LsnText = Annotated[Lsn, BeforeValidator(_lsn), PlainSerializer(str, return_type=str)]
+
+
+class ServerState(StrEnum):
+    """Whether the server answered the agent's last question."""
+
+    UP = "up"
+    AWAY = "away"
+
+
+class Position(BaseModel):
+    """What the agent knew at `heartbeat_at`: the document position.json beside the log."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    position_version: int = POSITION_VERSION
+    heartbeat_at: AwareDatetime
+    at: AwareDatetime | None = None
+    """The server's clock at the newest sample; None where it never answered."""
+    lsn: LsnText | None = None
+    """The server's insert position just after `at`."""
+    timeline: int | None = None
+    segment_size: int | None = None
+    stored_end: LsnText | None = None
+    """Where the unbroken log in the repository ends."""
+    recovery_point: AwareDatetime | None = None
+    """Everything that was acknowledged before is in the stored log (restoring it takes a backup too). None: unknown."""
+    quiet_xid: int | None = None
+    """The next transaction's number at a moment whose log is stored and at which no transaction was under way."""
+    server: ServerState
+    spool_files: int
+    spool_bytes: int
+    agent_version: str
+    agent_host: str
+    foreign_from: str | None = None
+    """The server's first segment under whose name another server's is stored; None where there is none."""
+    problem: str | None = None
+    """What keeps the log from being stored as it should be, for a person; None where nothing does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question to the server: its clock first, then what was running, then its position."""
+
+    at: datetime
+    lsn: Lsn
+    timeline: int
+    next_xid: int
+    """The number that the next transaction that writes will get."""
+    quiet: bool
+    """No transaction that has written was under way."""
+
+
+class RecoveryPointTracker:
+    """Turns samples and the end of the stored log into the recovery point.
+
+    Of the samples whose position lies in one segment only the newest can matter, since the stored log grows by whole
+    segments; so memory is one sample for each segment that is not stored yet, and at most `limit`.
+
+    An idle server still writes now and then (a checkpoint), too little to fill a segment and nothing that PostgreSQL
+    switches segments for. So a second proof: where nothing was under way at a stored sample, and the next transaction's
+    number has not moved since, then nothing was written since that anybody could miss.
+    """
+
+    def __init__(
+        self,
+        segment_size: int,
+        *,
+        recovery_point: datetime | None = None,
+        quiet_xid: int | None = None,
+        timeline: int | None = None,
+        limit: int = 4096,
+    ) -> None:
+        self._size, self._limit = segment_size, limit
+        self._timeline = timeline
+        self._waiting: dict[Segment, Sample] = {}
+        self.recovery_point = recovery_point
+        self.quiet_xid = quiet_xid
+        self._stored: tuple[int, Lsn] | None = None
+
+    def add(self, sample: Sample) -> None:
+        """Take a new sample; samples come in the order of their time."""
+        if sample.timeline != self._timeline:
+            # Positions of another timeline do not compare with this one's, nor do its transactions.
+            self._waiting.clear()
+            self.quiet_xid = None
+            self._timeline = sample.timeline
+        end = settled(sample.lsn, self._size)
+        segment = Segment.before(end, sample.timeline, self._size)
+        self._waiting[segment] = sample
+        if len(self._waiting) > self._limit:
+            # The second oldest: the oldest is what the next stored segment will prove.
+            del self._waiting[sorted(self._waiting)[1]]
+        self._prove()
+        if self.quiet_xid == sample.next_xid:
+            self._advance(sample.at)
+
+    def stored(self, end: Lsn, timeline: int) -> None:
+        """The unbroken log in the repository reaches `end` on `timeline`."""
+        self._stored = (timeline, end)
+        self._prove()
+
+    def forget(self) -> None:
+        """The stored log has lost something: nothing is proven any more, samples that still wait may prove it again."""
+        self.recovery_point = self.quiet_xid = self._stored = None
+
+    def _prove(self) -> None:
+        if self._stored is None:
+            return
+        timeline, end = self._stored
+        done = [segment for segment in self._waiting if segment.timeline == timeline and segment.end <= end]
+        for segment in sorted(done):
+            sample = self._waiting.pop(segment)
+            self._advance(sample.at)
+            self.quiet_xid = sample.next_xid if sample.quiet else None
+
+    def _advance(self, moment: datetime) -> None:
+        if self.recovery_point is None or moment > self.recovery_point:
+            self.recovery_point = moment

@@ -1,0 +1,63 @@
+"""The files of a backup, brought back into a target and compared with PostgreSQL's own manifest."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from dr_pipelines.engines.checks import Check
+from dr_pipelines.engines.parts import PartReader, Progress
+from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.errors import RestoreError
+from dr_pipelines.processes.identity import Identity, run
+from dr_pipelines.processes.postgres import Binaries
+from dr_pipelines.repository.manifest import Manifest
+from dr_pipelines.repository.store import Store
+
+__all__ = ["restore_files"]
+
+_VERIFIED = "verified.json"
+
+
+def restore_files(
+    store: Store,
+    manifest: Manifest,
+    target: Path,
+    binaries: Binaries,
+    *,
+    identity: Identity | None,
+    workers: int,
+    progress: Progress,
+) -> tuple[int, Check]:
+    """Write the backup into a claimed target; returns how many parts were fetched now and what pg_verifybackup said.
+
+    Called again after an interruption it fetches what is missing; where nothing was, it returns what was said then.
+
+    Raises ObjectCorrupt or ObjectMissing, which name the object, where a part is not what the manifest says.
+    """
+    if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] == PRIVATE]:
+        raise RestoreError(f"the backup {manifest.backup_id} holds {strangers[0]}, where a restore keeps its own notes")
+    reader = PartReader(
+        store,
+        manifest,
+        target,
+        journal=target / PRIVATE / "parts",
+        owner=(identity.uid, identity.gid) if identity is not None else None,
+        workers=workers,
+    )
+    fetched = reader.restore(progress)
+    note = target / PRIVATE / _VERIFIED
+    # Once the server has been started on the files, they are no longer those of the backup.
+    if fetched or not note.exists():
+        draft = note.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(_verify(target, binaries, identity))))
+        draft.replace(note)
+    return fetched, Check(**json.loads(note.read_text()))
+
+
+def _verify(target: Path, binaries: Binaries, identity: Identity | None) -> Check:
+    """pg_verifybackup over the restored files. The log is checked apart: it is not among them."""
+    command = [binaries["pg_verifybackup"], "--no-parse-wal", f"--ignore={PRIVATE}", "--quiet", str(target)]
+    result = run(command, identity=identity, env={"LC_ALL": "C"}, timeout=4 * 3600, check=False)
+    said = re.sub(r"\s+", " ", (result.stdout + result.stderr).strip())
+    return Check("pg_verifybackup", result.returncode == 0, said[:500] or "every file as it was backed up")

@@ -1,0 +1,162 @@
+"""WAL fetched ahead of its replay, so that PostgreSQL's `restore_command` is a rename.
+
+A fetcher puts segments, in order, into `<target>/dr_restore/wal/`; the command that PostgreSQL runs, in the data
+directory, waits for the one it wants and moves it. Three things are kept apart that a plain `cp` confuses: a segment
+that does not exist (not on the list: exit 1, the log ends here), one that is still to come (wait), and whatever else
+keeps it away, such as a fetcher that failed or died (exit 255: PostgreSQL stops, rather than take a broken fetch for
+the end of the log and open with data missing).
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.engines.postgres.wal import FileKind, kind_of, read_header
+from dr_pipelines.processes.identity import Identity
+from dr_pipelines.repository.patience import patiently
+
+__all__ = ["Stage"]
+
+_AHEAD = 24
+"""Segments fetched beyond what was taken: enough to keep the replay busy, and bounded disk."""
+
+_NEXT = f"""#!/bin/sh
+# restore_command of an unfinished restore: next %f %p
+stage={PRIVATE}/wal
+grep -qxF -- "$1" "$stage/coming"
+case $? in
+0) ;;
+1) exit 1 ;;
+*) exit 255 ;;
+esac
+printf '%s\\n' "$1" > "$stage/wanted" || exit 255
+while :; do
+  if [ -f "$stage/$1" ]; then
+    mv -- "$stage/$1" "$2" || exit 255
+    exit 0
+  fi
+  # Taken before: PostgreSQL looks into pg_wal itself when the archive has nothing.
+  [ -f "pg_wal/$1" ] && exit 1
+  [ -f "$stage/complete" ] && exit 1
+  read -r pid start < "$stage/fetcher" || exit 255
+  # The fetcher is the process of this id and start time; when it is gone, nothing more will come.
+  now=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d' ' -f20)
+  if [ "$now" != "$start" ] && ! [ -f "$stage/$1" ] && ! [ -f "$stage/complete" ]; then
+    echo "dr_pipelines: the fetcher of WAL is gone; resume the restore" >&2
+    exit 255
+  fi
+  sleep 0.02
+done
+"""
+
+
+class Stage:
+    """The folder of fetched WAL of one restore."""
+
+    def __init__(self, target: Path, log: Log, names: Sequence[str], identity: Identity | None, workers: int) -> None:
+        self.folder = target / PRIVATE / "wal"
+        self._log, self._names, self._identity, self._workers = log, tuple(names), identity, workers
+        self._index = {name: number for number, name in enumerate(self._names)}
+        self._lock = threading.Lock()
+        self._begun: set[int] = set()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+
+    @property
+    def restore_command(self) -> str:
+        """What PostgreSQL calls, in its data directory, for each file of the log; free of what the target is called."""
+        return f"/bin/sh {PRIVATE}/wal/next %f %p"
+
+    def open(self) -> None:
+        """Make the folder, the list of what will come, and the command.
+
+        What an interrupted restore had fetched goes: after a crash of the machine it may not be what it was.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for leftover in self.folder.iterdir():
+            leftover.unlink()
+        self._write("coming", "".join(f"{name}\n" for name in self._names))
+        self._write("next", _NEXT)
+        self._write("fetcher", f"{os.getpid()} {_start_ticks(os.getpid())}\n")
+        if self._identity is not None:
+            os.chown(self.folder, self._identity.uid, self._identity.gid)
+
+    def fetch_all(self) -> None:
+        """Fetch everything now, for a server that somebody will start later."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            list(pool.map(self._fetch, self._names))
+        self._write("complete", "")
+
+    @contextmanager
+    def fetching(self) -> Iterator["Stage"]:
+        """Fetch ahead in the background while the body runs; `check` raises what went wrong."""
+        threads = [threading.Thread(target=self._run, name="wal-fetcher", daemon=True) for _ in range(self._workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def check(self) -> None:
+        """Raise what made the fetching fail, if it did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wanted(self) -> int:
+        """The place in the list of the file that PostgreSQL asked for last; 0 before the first."""
+        try:
+            return self._index.get((self.folder / "wanted").read_text().strip(), 0)
+        except FileNotFoundError:
+            return 0
+
+    def progress(self) -> tuple[int, int]:
+        """Files of the log taken, and files there are."""
+        return self.wanted(), len(self._names)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    wanted = self.wanted()
+                    ahead = range(wanted, min(wanted + _AHEAD, len(self._names)))
+                    number = next((number for number in ahead if number not in self._begun), None)
+                    if number is not None:
+                        self._begun.add(number)
+                if number is None:
+                    self._stop.wait(0.02)
+                else:
+                    self._fetch(self._names[number])
+        except BaseException as error:
+            self._failure = error
+            self._write("fetcher", "0 failed\n")
+
+    def _fetch(self, name: str) -> None:
+        raw = patiently(lambda: self._log.fetch(name))
+        if kind_of(name) is FileKind.SEGMENT:
+            # PostgreSQL would take another segment of this name for the end of the log.
+            read_header(raw).check(name, len(raw))
+        final = self.folder / name
+        temporary = self.folder / f".{name}"
+        temporary.write_bytes(raw)
+        temporary.chmod(0o600)
+        if self._identity is not None:
+            os.chown(temporary, self._identity.uid, self._identity.gid)
+        temporary.rename(final)
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.folder / f".{name}.new"
+        temporary.write_text(text)
+        temporary.chmod(0o644)
+        temporary.rename(self.folder / name)
+
+
+def _start_ticks(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split(" ")[19]

@@ -1,0 +1,220 @@
+"""The target of a restore: a new, empty folder, with a lock, that a killed restore can be recognised in.
+
+What the restore itself keeps while it works (lock, notes, WAL fetched ahead) lies in `<target>/dr_restore/`, which is
+removed when the restored server stands.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dr_pipelines.errors import Locked, TargetRefused
+from dr_pipelines.processes.identity import Identity, give_to
+from dr_pipelines.timing import format_bytes
+
+__all__ = ["PRIVATE", "Note", "check", "claim", "hold", "let_go", "read_note", "release", "require_space"]
+
+PRIVATE = "dr_restore"
+_NOTE = "restore.json"
+_DRAFT = ".restore.json."
+_LOCK = "lock"
+_OF_THE_SERVER = ("hba.conf", "server.log")
+"""What a restored server goes on using."""
+
+_held: dict[Path, int] = {}
+_registry = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Note:
+    """Whose restore a target holds."""
+
+    execution_id: str
+    backup_id: str
+    system_identifier: str
+
+
+def claim(target: Path, note: Note, identity: Identity | None) -> bool:
+    """Make the target ours, and hold it; True where this execution had claimed it before and goes on.
+
+    Raises TargetRefused where it is anything else than a new or empty folder, Locked where another process holds it;
+    nothing in it is touched then.
+    """
+    if check(target, note, identity):
+        hold(target, identity)
+        return True
+    _make_parents(target.parent)
+    private = target / PRIVATE
+    for folder in (target, private):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+        give_to(folder, identity)
+    # Before the note: whoever sees a note can tell whether somebody is at work on it.
+    hold(target, identity)
+    # Last, and whole or not at all: a claim that was interrupted before leaves what is as good as empty.
+    draft = private / f"{_DRAFT}{secrets.token_hex(4)}"
+    draft.write_text(json.dumps(asdict(note)))
+    draft.chmod(0o600)
+    give_to(draft, identity)
+    try:
+        os.link(draft, private / _NOTE)
+    except FileExistsError:
+        raise TargetRefused(f"{target} was claimed by another restore in this moment", hint="give another") from None
+    finally:
+        draft.unlink()
+    return False
+
+
+def check(target: Path, note: Note, identity: Identity | None) -> bool:
+    """Whether `claim` would go on with an earlier claim; raises as it does. Changes nothing."""
+    if not target.is_absolute():
+        raise TargetRefused(f"{target} is not an absolute path")
+    if target.is_symlink():
+        raise TargetRefused(f"{target} is a link", hint="give the folder itself")
+    if (earlier := read_note(target)) is not None:
+        if earlier != note:
+            raise TargetRefused(
+                f"{target} holds the unfinished restore of another execution ({earlier.execution_id})",
+                hint=f"resume that one, give another target, or remove {target} yourself",
+            )
+        return True
+    if target.exists():
+        if not target.is_dir():
+            raise TargetRefused(f"{target} is not a folder")
+        if (target / "postmaster.pid").exists():
+            raise TargetRefused(f"{target} is the data directory of a server that runs", hint="give a new folder")
+        if not all(_is_interrupted_claim(entry) for entry in target.iterdir()):
+            raise TargetRefused(f"{target} is not empty", hint="a restore goes to a new or empty folder")
+    _require_reachable(target, identity)
+    return False
+
+
+def _is_interrupted_claim(entry: Path) -> bool:
+    return entry.name == PRIVATE and all(kept.name.startswith(_DRAFT) or kept.name == _LOCK for kept in entry.iterdir())
+
+
+def read_note(target: Path) -> Note | None:
+    """The note of an unfinished restore, or None."""
+    try:
+        return Note(**json.loads((target / PRIVATE / _NOTE).read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, PermissionError):
+        raise TargetRefused(f"{target / PRIVATE / _NOTE} cannot be read", hint="give another target") from None
+
+
+def hold(target: Path, identity: Identity | None) -> None:
+    """Keep every other process away from a claimed target until `let_go`, `release` or this process's end.
+
+    Whoever holds it already in this process passes. Raises Locked where another process holds it.
+    """
+    place = target.resolve()
+    with _registry:
+        earlier = _held.get(place)
+        if earlier is not None:
+            if _is_open_at(earlier, place / PRIVATE / _LOCK):
+                return
+            os.close(_held.pop(place))
+        descriptor = os.open(place / PRIVATE / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            give_to(place / PRIVATE / _LOCK, identity)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Locked(
+                f"another process is restoring into {target}", hint="wait for its end, or give another target"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _held[place] = descriptor
+
+
+def let_go(target: Path) -> None:
+    """Hold the target no longer. Idempotent."""
+    with _registry:
+        descriptor = _held.pop(target.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    """Whether the file that was opened is still the one that lies there: the target may have been removed since."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def release(target: Path, *, server_runs: bool) -> None:
+    """The restore is over and cannot be resumed any more: remove what it kept for itself. Idempotent.
+
+    What a server that goes on running uses (its access rules, its log) stays, and becomes the server's own: a base
+    backup of it reads everything in the data directory.
+    """
+    private = target / PRIVATE
+    if not server_runs:
+        shutil.rmtree(private, ignore_errors=True)
+    elif private.is_dir():
+        (private / _NOTE).unlink(missing_ok=True)
+        owner = target.stat()
+        for entry in private.iterdir():
+            if entry.name in _OF_THE_SERVER:
+                if os.geteuid() == 0:
+                    os.chown(entry, owner.st_uid, owner.st_gid)
+                entry.chmod(0o600)
+            elif entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    let_go(target)
+
+
+def require_space(target: Path, needed: int) -> None:
+    """Raises TargetRefused where the target's file system has less than `needed` bytes free.
+
+    What an unfinished restore has written there already counts as free.
+    """
+    folder = target
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed and read_note(target) is not None:
+        free += sum(path.lstat().st_blocks * 512 for path in target.rglob("*"))
+    if free < needed:
+        raise TargetRefused(
+            f"the restore needs {format_bytes(needed)} and {folder} has {format_bytes(free)} free",
+            hint="give a target on another file system",
+        )
+
+
+def _make_parents(folder: Path) -> None:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir()
+        path.chmod(0o755)
+
+
+def _require_reachable(target: Path, identity: Identity | None) -> None:
+    """A server of another user must be able to enter every folder above its data."""
+    if identity is None:
+        return
+    for folder in target.parents:
+        if not folder.exists():
+            continue
+        state = folder.stat()
+        owns = state.st_uid == identity.uid and state.st_mode & 0o100
+        in_group = state.st_gid == identity.gid and state.st_mode & 0o010
+        if not (owns or in_group or state.st_mode & 0o001):
+            raise TargetRefused(
+                f"the server runs as {identity.name}, who cannot enter {folder}",
+                hint="give a target that everybody can reach, such as one below /var/lib or /srv",
+            )

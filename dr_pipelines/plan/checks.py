@@ -1,0 +1,96 @@
+"""Whether a plan can keep what it promises, as far as that can be seen without running anything."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from dr_pipelines.plan.findings import Finding, Level
+from dr_pipelines.plan.models import Plan, Runbook, Service
+from dr_pipelines.timing import format_duration
+
+__all__ = ["check_plan"]
+
+
+def check_plan(plan: Plan) -> tuple[Finding, ...]:
+    """What contradicts itself (errors) or leaves no headroom (warnings), by line.
+
+    An interval or a sum of budgets that is as long as its objective is a warning, a longer one an error.
+    """
+    findings = [finding for service in plan.services for finding in _check_service(plan, service)]
+    findings += [finding for runbook in plan.runbooks for finding in _check_runbook(plan, runbook)]
+    return tuple(sorted(findings, key=lambda finding: finding.line or 0))
+
+
+def _finding(plan: Plan, level: Level, where: str, message: str) -> Finding:
+    known = where
+    while known and known not in plan.lines:
+        known = known.rpartition(".")[0]
+    return Finding(level, where, message, plan.lines.get(known))
+
+
+def _check_service(plan: Plan, service: Service) -> Iterator[Finding]:
+    where = f"services.{service.name}"
+    if service.unprotected is not None:
+        for key in ("engine", "rto", "rpo", "backup", "validation"):
+            if getattr(service, key) is not None:
+                message = f"{service.name} is unprotected by decision; expected no {key}, or no unprotected"
+                yield _finding(plan, Level.ERROR, f"{where}.{key}", message)
+        return
+    if service.engine is None:
+        message = f"nothing backs {service.name} up; expected an engine, or unprotected with the reason"
+        yield _finding(plan, Level.WARNING, where, message)
+    for key in ("backup", "validation"):
+        given = getattr(service, key) is not None
+        if given and service.engine != "postgres":
+            message = f"found {key} with the engine {service.engine or 'left out'}; expected it with postgres alone"
+            yield _finding(plan, Level.ERROR, f"{where}.{key}", message)
+        elif service.engine == "postgres" and not given:
+            purpose = "is kept" if key == "backup" else "is shown after a restore"
+            yield _finding(plan, Level.WARNING, where, f"no {key}, so nothing that was promised {purpose}")
+    yield from _check_log(plan, service)
+
+
+def _check_log(plan: Plan, service: Service) -> Iterator[Finding]:
+    objectives = plan.objectives(service)
+    if service.backup is not None and objectives.rpo is not None:
+        yield from _headroom(
+            plan,
+            f"services.{service.name}.backup.archive_timeout",
+            said="a log segment may stay open for",
+            taken=service.backup.archive_timeout,
+            allowed=objectives.rpo,
+            objective=f"RPO of the {objectives.rpo_source}",
+        )
+
+
+def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
+    where = f"runbooks.{runbook.name}"
+    total = sum((step.budget for step in runbook.steps), timedelta(0))
+    yield from _headroom(
+        plan,
+        f"{where}.steps",
+        said="the steps add up to",
+        taken=total,
+        allowed=runbook.rto,
+        objective="runbook's RTO",
+    )
+    objectives = plan.objectives(runbook.service)
+    promises = (("rto", runbook.rto, objectives.rto), ("rpo", runbook.rpo, objectives.rpo))
+    for key, own, promised in promises:
+        if promised is not None and own > promised:
+            limit = f"the {key.upper()} of {runbook.service}, {format_duration(promised)}"
+            message = f"found {format_duration(own)}; expected at most {limit}"
+            yield _finding(plan, Level.ERROR, f"{where}.{key}", message)
+
+
+def _headroom(
+    plan: Plan, where: str, *, said: str, taken: timedelta, allowed: timedelta, objective: str
+) -> Iterator[Finding]:
+    if taken < allowed:
+        return
+    said = f"{said} {format_duration(taken)}"
+    if taken > allowed:
+        message = f"{said}, longer than the {objective}; expected less than {format_duration(allowed)}"
+        yield _finding(plan, Level.ERROR, where, message)
+    else:
+        message = f"{said}, which uses the {objective} up ({format_duration(allowed)}); no headroom is left"
+        yield _finding(plan, Level.WARNING, where, message)

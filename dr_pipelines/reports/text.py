@@ -1,0 +1,79 @@
+"""Words and figures as reports show them."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from dr_pipelines.engines.verdict import Verdict
+from dr_pipelines.runbooks.record import Phases, Record
+from dr_pipelines.timing import format_duration
+
+__all__ = [
+    "KIND_TITLES",
+    "VERDICT_MARKS",
+    "age_text",
+    "moment_text",
+    "phases_of",
+    "printable",
+    "seconds_text",
+    "share_text",
+    "words",
+]
+
+KIND_TITLES = {"drill": "Drill", "restore": "Real restore", "restore_test": "Restore test"}
+VERDICT_MARKS = {Verdict.MET: "✓", Verdict.MISSED: "✗", Verdict.UNVERIFIED: "?"}
+
+# Control characters could drive a terminal, marks of direction show one text as another, a lone surrogate cannot be
+# encoded: a record's words are others' words.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what could act on a terminal or a page instead of being read made visible."""
+    return _UNPRINTABLE.sub("�", re.sub(r"[\r\n\t\v\f]+", " ", text))
+
+
+def words(name: str) -> str:
+    """A name of the plan as words: "restore_latest_backup" becomes "restore latest backup"."""
+    return printable(name.replace("_", " "))
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A measured duration, or that there is none."""
+    return format_duration(timedelta(seconds=seconds)) if seconds is not None else "not measured"
+
+
+def share_text(part: float, whole: float) -> str:
+    """How much of the whole the part is, with a digit more where it is small: "<0.1 %", "0.4 %", "12 %", "130 %"."""
+    percent = 100 * part / whole
+    if percent < 0.05:
+        return "<0.1 %" if percent > 0 else "0 %"
+    return f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
+
+
+def moment_text(moment: datetime | None) -> str:
+    """A moment for people, in UTC, to the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment is not None else "not known"
+
+
+def age_text(then: datetime, now: datetime) -> str:
+    """How long ago, in the largest unit that fits: "3 days ago"."""
+    seconds = (now - then).total_seconds()
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "just now" if seconds >= 0 else "in the future: a clock is wrong"
+
+
+def phases_of(record: Record) -> list[tuple[str, float | None]]:
+    """The phases by name, in their order; `detect` only where there was anything to detect."""
+    phases: Phases = record.phases
+    named = [
+        ("decide", phases.decide),
+        ("restore", phases.restore),
+        ("validate", phases.validate_),
+        ("healthy", phases.healthy),
+    ]
+    return ([("detect", phases.detect)] if phases.detect is not None else []) + named

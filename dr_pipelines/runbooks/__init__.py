@@ -1,0 +1,1 @@
+"""Runbooks as plain functions: executions, their timed steps, and the record that each leaves."""

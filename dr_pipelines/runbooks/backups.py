@@ -1,0 +1,54 @@
+"""Backing a service of the plan up, and reading its newest backup back: cron, the command line and Dagster call it."""
+
+from dr_pipelines.engines.postgres.backup import BackupResult, take_backup
+from dr_pipelines.engines.postgres.connection import connect, read_facts
+from dr_pipelines.engines.postgres.coverage import newest_system
+from dr_pipelines.engines.postgres.verify import Verification, verify
+from dr_pipelines.errors import ConfigurationError
+from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.repository.manifest import survey_backups
+from dr_pipelines.runbooks.database_restore import Surroundings
+
+__all__ = ["back_up", "verify_newest"]
+
+
+def back_up(around: Surroundings, service: str) -> BackupResult:
+    """A full backup of the server that DR_DSN__<SERVICE> names, and the plan beside it.
+
+    Raises ConfigurationError where nobody said how the server is reached, and what `take_backup` raises.
+    """
+    dsn = around.settings.dsn_of(service)
+    if dsn is None:
+        name = f"DR_DSN__{service.upper()}"
+        raise ConfigurationError(
+            f"{name} is not set, so the server of {service} cannot be reached",
+            hint=f"{name}='host=... port=5432 user=... password=... dbname=postgres'",
+        )
+    with connect(dsn) as connection:
+        facts = read_facts(connection)
+    result = take_backup(
+        service,
+        dsn,
+        around.repository,
+        find_binaries(around.settings, facts.major),
+        around.settings,
+        clock=around.clock,
+        progress=lambda done, total: around.progress("backing up", done, total),
+    )
+    for leftover in result.removed_incomplete:
+        around.notes.warning(f"removed {leftover}, which an interrupted backup had left")
+    if around.plan is not None:
+        around.repository.remember_plan(around.plan.text)
+    return result
+
+
+def verify_newest(around: Surroundings, service: str) -> Verification:
+    """Read a service's newest backup back, with the log that follows it. Raises RestoreError where there is none."""
+    store = newest_system(around.repository.service(service))
+    manifest = survey_backups(store).complete[0]
+    return verify(
+        store,
+        manifest,
+        workers=around.settings.workers,
+        progress=lambda done, total: around.progress(f"reading {manifest.backup_id} back", done, total),
+    )

@@ -1,0 +1,378 @@
+"""The runbook "database restore": five steps that bring a lost PostgreSQL back on a new server, and what each hands on.
+
+Each step is a function of its surroundings and of what the steps before it returned. What they return is small and can
+be stored, so that a step can be carried out again by another process without those before it: whoever runs them
+(Dagster's ops, the command line, a drill) adds nothing but the order.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from dr_pipelines.engines.checks import Check
+from dr_pipelines.engines.postgres import coverage, target
+from dr_pipelines.engines.postgres import validate as postgres_validate
+from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.recovery import RestoredServer, start_recovered
+from dr_pipelines.engines.postgres.restore import restore_files
+from dr_pipelines.engines.postgres.wal import Lsn
+from dr_pipelines.errors import ConfigurationError, ExecutionError, LogGap
+from dr_pipelines.plan import Plan, Validation, load_plan, parse_plan
+from dr_pipelines.processes.identity import Identity, server_identity
+from dr_pipelines.processes.leases import Leases
+from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.repository.manifest import Manifest, manifest_sha256, read_manifest
+from dr_pipelines.repository.repository import Repository, open_repository
+from dr_pipelines.repository.store import Store
+from dr_pipelines.runbooks.execution import Execution, Journal
+from dr_pipelines.runbooks.record import BackupUsed
+from dr_pipelines.runbooks.steps import Notes, StepRunner
+from dr_pipelines.settings import Settings
+from dr_pipelines.timing import Clock, SystemClock, format_bytes, format_moment
+
+__all__ = [
+    "RUNBOOK",
+    "STEPS",
+    "Assessment",
+    "RestoredFiles",
+    "Surroundings",
+    "Validated",
+    "apply_wal",
+    "assess",
+    "backup_used",
+    "discard",
+    "prepare",
+    "restore_latest_backup",
+    "steps_of",
+    "surroundings",
+    "validate",
+]
+
+RUNBOOK = "database_restore"
+STEPS = ("assess", "prepare", "restore_latest_backup", "apply_wal", "validate")
+LEASE = timedelta(minutes=30)
+"""How long a restored server outlives the last sign of the run that restores it."""
+_MARGIN = 256 << 20
+"""Bytes kept free beside the data: the server's own log, temporary files, a checkpoint's new segments."""
+_WAL_KEPT = 1 << 30
+"""PostgreSQL's default max_wal_size: what replayed segments may take before they are recycled."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every step works with; made anew by each process that carries out a step."""
+
+    settings: Settings
+    plan: Plan | None
+    repository: Repository
+    clock: Clock
+    notes: Notes
+    progress: Callable[[str, int, int], None]
+    """Called with what is being done, the amount done and the amount to do."""
+
+    @property
+    def leases(self) -> Leases:
+        """The processes of this machine's state folder."""
+        return Leases(self.settings.state_dir, self.clock)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who restored servers run as."""
+        return server_identity(self.settings)
+
+    def validation_of(self, service: str) -> Validation | None:
+        """What the plan wants to be asked of a restored server."""
+        return self.plan.service(service).validation if self.plan is not None else None
+
+
+def surroundings(
+    settings: Settings,
+    notes: Notes,
+    *,
+    clock: Clock | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    create: bool = False,
+) -> Surroundings:
+    """What the settings lead to: the plan at `settings.plan`, else the repository's copy; the repository.
+
+    With `create` an empty place becomes a repository. Raises ConfigurationError where no repository is named,
+    PlanError where the plan cannot be accepted.
+    """
+    if settings.repository is None:
+        raise ConfigurationError("DR_REPOSITORY is not set", hint="a folder's path or s3://bucket/prefix")
+    the_clock = clock or SystemClock()
+    repository = open_repository(settings.repository, settings=settings, create=create, clock=the_clock)
+    return Surroundings(settings, _plan(settings, repository), repository, the_clock, notes, progress)
+
+
+def _plan(settings: Settings, repository: Repository) -> Plan | None:
+    if settings.plan.exists():
+        return load_plan(settings.plan)
+    text = repository.latest_plan()
+    return parse_plan(text, name=f"the plan in {repository.url}") if text is not None else None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is going to be restored, from what, to where."""
+
+    execution: Execution
+    target: str
+    backup_id: str
+    system_identifier: str
+    major: int
+    files: tuple[str, ...]
+    """The files of the log that will be replayed."""
+    log_end: str
+    """Where the unbroken log ends."""
+    recovery_point: datetime | None
+    gap: str | None
+    raw_bytes: int
+    stored_bytes: int
+    log_bytes: int
+    needed_bytes: int
+
+
+@dataclass(frozen=True)
+class RestoredFiles:
+    """The backup's files lie in the target, and PostgreSQL's own manifest agrees with them."""
+
+    target: str
+    parts_fetched: int
+    verified: Check
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What was found on the restored server, and when."""
+
+    checks: tuple[Check, ...]
+    validated_at: datetime
+    healthy_at: datetime | None
+    """When the application's first query had succeeded; None where it did not."""
+
+
+def steps_of(around: Surroundings, execution: Execution, run_id: str | None) -> StepRunner:
+    """The timer of this execution's steps, with the plan's budgets."""
+    budgets: dict[str, timedelta] = {}
+    if around.plan is not None:
+        budgets = {step.name: step.budget for step in around.plan.runbook(execution.runbook).steps}
+    return StepRunner(Journal(around.repository.store, execution.id), budgets, around.clock, around.notes, run_id)
+
+
+def assess(
+    around: Surroundings, execution: Execution, destination: Path | None, run_id: str | None, *, allow_gap: bool = True
+) -> Assessment:
+    """Step 1: which backup and which of the log, how far that leads, what it will take. Changes nothing."""
+    with steps_of(around, execution, run_id).step("assess") as tell:
+        assessment = plan_restore(around, execution, destination)
+        if assessment.gap:
+            if not allow_gap:
+                raise LogGap(assessment.gap, hint="--allow-gap restores up to the hole")
+            around.notes.warning(assessment.gap)
+        point = format_moment(assessment.recovery_point) if assessment.recovery_point else "unknown"
+        tell(
+            f"backup {assessment.backup_id} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
+            f"the log, recovery point {point}"
+        )
+    return assessment
+
+
+def plan_restore(around: Surroundings, execution: Execution, destination: Path | None) -> Assessment:
+    """What a restore would take; reads the repository only."""
+    store = _store(around, execution)
+    place = destination or _scratch(around, execution.id) / "data"
+    note = target.read_note(place)
+    begun_with = note.backup_id if note is not None and note.execution_id == execution.id else None
+    covered = coverage.choose(store, execution.target_time, begun_with)
+    manifest = covered.manifest
+    log_bytes = sum("." not in name for name in covered.chain.files) * covered.segment_size
+    return Assessment(
+        execution=execution,
+        target=str(place),
+        backup_id=manifest.backup_id,
+        system_identifier=manifest.system_identifier,
+        major=int(manifest.details["major"]),
+        files=covered.chain.files,
+        log_end=str(covered.chain.end),
+        recovery_point=covered.recovery_point,
+        gap=covered.gap,
+        raw_bytes=manifest.raw_bytes,
+        stored_bytes=manifest.stored_bytes,
+        log_bytes=log_bytes,
+        needed_bytes=manifest.raw_bytes + min(log_bytes, _WAL_KEPT) + _MARGIN,
+    )
+
+
+def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) -> Assessment:
+    """Step 2: the binaries of the same major version, a new empty target with enough room, and the claim on it."""
+    with steps_of(around, assessment.execution, run_id).step("prepare") as tell:
+        binaries = find_binaries(around.settings, assessment.major)
+        place = Path(assessment.target)
+        target.require_space(place, assessment.needed_bytes)
+        resumed = target.claim(place, _note(assessment), around.identity)
+        tell(f"{place} with PostgreSQL {binaries.version}" + (", claimed before" if resumed else ""))
+    return assessment
+
+
+def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: str | None) -> RestoredFiles:
+    """Step 3: every part fetched, checked and written; then PostgreSQL's own manifest compared with the files.
+
+    After an interruption only the parts that are missing are fetched.
+    """
+    with steps_of(around, assessment.execution, run_id).step("restore_latest_backup") as tell:
+        place = Path(assessment.target)
+        _require_claim(place, assessment)
+        target.hold(place, around.identity)
+        store = _store(around, assessment.execution, assessment.system_identifier)
+        manifest = read_manifest(store, assessment.backup_id)
+        binaries = find_binaries(around.settings, assessment.major)
+        fetched, verified = restore_files(
+            store,
+            manifest,
+            place,
+            binaries,
+            identity=around.identity,
+            workers=around.settings.workers,
+            progress=lambda done, total: around.progress("restoring the backup", done, total),
+        )
+        tell(f"{fetched} of {len(manifest.parts)} parts fetched, {format_bytes(manifest.raw_bytes)}; {verified.detail}")
+    return RestoredFiles(assessment.target, fetched, verified)
+
+
+def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles, run_id: str | None) -> RestoredServer:
+    """Step 4: the server is started on the restored files and replays the log; it runs when this returns."""
+    with steps_of(around, assessment.execution, run_id).step("apply_wal") as tell:
+        place = Path(files.target)
+        _require_claim(place, assessment)
+        target.hold(place, around.identity)
+        with around.leases.keep_renewed(assessment.execution.id, LEASE):
+            store = _store(around, assessment.execution, assessment.system_identifier)
+            manifest = read_manifest(store, assessment.backup_id)
+            server = start_recovered(
+                place,
+                find_binaries(around.settings, assessment.major),
+                around.leases,
+                Log(store),
+                assessment.files,
+                superuser=str(manifest.details["superuser"]),
+                owner=assessment.execution.id,
+                ttl=LEASE,
+                identity=around.identity,
+                workers=around.settings.workers,
+                clock=around.clock,
+                target_time=assessment.execution.target_time,
+                # Behind a hole nothing is proven.
+                proven_until=assessment.recovery_point if assessment.gap is None else None,
+                progress=lambda done, total: around.progress("applying WAL", done, total),
+                folders=(place.parent,) if place.parent == _scratch(around, assessment.execution.id) else (),
+            )
+        tell(
+            f"replayed to {server.replayed_lsn}, last commit "
+            f"{format_moment(server.last_commit_at) if server.last_commit_at else 'none'}"
+        )
+    return server
+
+
+def validate(
+    around: Surroundings, assessment: Assessment, files: RestoredFiles, server: RestoredServer, run_id: str | None
+) -> Validated:
+    """Step 5: is it the right server, is its data sound, does the application's first query succeed?
+
+    A check that fails is a finding in the result, not an error: the verdict is made of it.
+    """
+    with steps_of(around, assessment.execution, run_id).step("validate") as tell:
+        manifest = read_manifest(
+            _store(around, assessment.execution, assessment.system_identifier), assessment.backup_id
+        )
+        wishes = around.validation_of(assessment.execution.service)
+        with around.leases.keep_renewed(assessment.execution.id, LEASE):
+            found = postgres_validate.validate(
+                server,
+                find_binaries(around.settings, assessment.major),
+                manifest,
+                wishes,
+                last_segment=_last_segment(assessment, manifest),
+                note=around.notes.info,
+            )
+        validated_at = around.clock.wall()
+        first = postgres_validate.first_query(server, wishes)
+        healthy_at = around.clock.wall() if first.passed else None
+        checks = (files.verified, _log_is_whole(assessment), *found, first)
+        failed = [check for check in checks if check.passed is not True]
+        for check in failed:
+            around.notes.warning(f"check {check.name}: {check.detail}")
+        tell(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
+    return Validated(checks, validated_at, healthy_at)
+
+
+def discard(around: Surroundings, execution_id: str, server: RestoredServer | None) -> None:
+    """End the restored server of an execution whose target lay below the state folder, and remove what it restored."""
+    around.leases.end_owner(execution_id)
+    if server is not None:
+        shutil.rmtree(server.socket, ignore_errors=True)
+    scratch = _scratch(around, execution_id)
+    shutil.rmtree(scratch, ignore_errors=True)
+    target.let_go(scratch / "data")
+
+
+def _scratch(around: Surroundings, execution_id: str) -> Path:
+    return around.settings.state_dir / "restores" / execution_id
+
+
+def backup_used(around: Surroundings, assessment: Assessment) -> BackupUsed:
+    """What a record says of the backup that was restored from."""
+    store = _store(around, assessment.execution, assessment.system_identifier)
+    manifest = read_manifest(store, assessment.backup_id)
+    return BackupUsed(
+        backup_id=manifest.backup_id,
+        taken_at=manifest.stopped_at,
+        manifest_sha256=manifest_sha256(store, assessment.backup_id),
+        system_identifier=manifest.system_identifier,
+        raw_bytes=manifest.raw_bytes,
+        stored_bytes=manifest.stored_bytes,
+        log_files=len(assessment.files),
+        log_bytes=assessment.log_bytes,
+    )
+
+
+def describe_estimate(assessment: Assessment) -> str:
+    """One line for `--dry-run`."""
+    return (
+        f"{format_bytes(assessment.stored_bytes)} to fetch, {format_bytes(assessment.raw_bytes)} to write, "
+        f"{format_bytes(assessment.log_bytes)} of log to replay, {format_bytes(assessment.needed_bytes)} needed"
+    )
+
+
+def _store(around: Surroundings, execution: Execution, system_identifier: str | None = None) -> Store:
+    """Where the backups of a cluster lie: once it is assessed that one, whatever is backed up meanwhile."""
+    repository = around.repository
+    if execution.sandbox is not None:
+        repository = repository.sandbox(execution.sandbox)
+    service = repository.service(execution.service)
+    return service.child(system_identifier) if system_identifier else coverage.newest_system(service)
+
+
+def _note(assessment: Assessment) -> target.Note:
+    return target.Note(assessment.execution.id, assessment.backup_id, assessment.system_identifier)
+
+
+def _require_claim(place: Path, assessment: Assessment) -> None:
+    if target.read_note(place) != _note(assessment):
+        raise ExecutionError(
+            f"{place} does not hold the restore of execution {assessment.execution.id}",
+            hint="its target was removed, or never prepared: start a new restore",
+        )
+
+
+def _log_is_whole(assessment: Assessment) -> Check:
+    return Check("log_is_whole", assessment.gap is None, assessment.gap or f"unbroken up to {assessment.log_end}")
+
+
+def _last_segment(assessment: Assessment, manifest: Manifest) -> Lsn | None:
+    """Where the last segment that was to be replayed begins; None for a restore to a time, which ends before."""
+    if assessment.execution.target_time is not None:
+        return None
+    return Lsn(Lsn.parse(assessment.log_end).value - int(manifest.details["wal_segment_size"]))

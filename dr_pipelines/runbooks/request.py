@@ -1,0 +1,109 @@
+"""What an operator asks of a restore, checked before anything is done."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from dr_pipelines.errors import UsageError
+from dr_pipelines.plan import Plan
+from dr_pipelines.repository.repository import Repository
+from dr_pipelines.runbooks.database_restore import RUNBOOK
+from dr_pipelines.runbooks.execution import Execution, Journal
+from dr_pipelines.timing import format_moment, parse_moment
+
+__all__ = ["LATEST", "RestoreRequest", "begin", "read_request"]
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """A restore that was asked for."""
+
+    service: str
+    outage_started_at: datetime | None
+    target_time: datetime | None
+    """None: the latest point."""
+    destination: Path | None
+    """None: a new folder below the state folder."""
+    reason: str
+
+
+def read_request(
+    *,
+    service: str,
+    outage_started_at: str | None,
+    target_time: str,
+    target_location: str,
+    reason: str,
+    plan: Plan | None,
+    now: datetime,
+) -> RestoreRequest:
+    """What the texts say. Raises UsageError that names the one that cannot be accepted."""
+    if plan is not None and plan.service(service).engine != "postgres":
+        having = ", ".join(entry.name for entry in plan.services if entry.engine == "postgres") or "none"
+        raise UsageError(f'service: "{service}" is no PostgreSQL service of the plan', hint=f"those are: {having}")
+    if not reason.strip():
+        raise UsageError("reason: it is empty", hint="say why, in a few words: it stands in the record")
+    wanted = target_time.strip()
+    destination = Path(target_location.strip()) if target_location.strip() else None
+    if destination is not None and not destination.is_absolute():
+        raise UsageError(f"target_location: {destination} is not an absolute path")
+    return RestoreRequest(
+        service=service,
+        outage_started_at=_past("outage_started_at", outage_started_at, now) if outage_started_at is not None else None,
+        target_time=None if wanted == LATEST else _past("target_time", wanted, now),
+        destination=destination,
+        reason=reason.strip(),
+    )
+
+
+def begin(
+    repository: Repository,
+    request: RestoreRequest,
+    *,
+    execution_id: str,
+    now: datetime,
+    requested_by: str,
+    plan_sha256: str | None,
+) -> Execution:
+    """The execution with this id: begun now, or, where it had begun before, as it began.
+
+    Raises UsageError where it began for something else than what is asked for now.
+    """
+    execution = Journal(repository.store, execution_id).begin(
+        Execution(
+            id=execution_id,
+            kind="restore",
+            runbook=RUNBOOK,
+            service=request.service,
+            outage_started_at=request.outage_started_at,
+            started_at=now,
+            target_time=request.target_time,
+            reason=request.reason,
+            requested_by=requested_by,
+            plan_sha256=plan_sha256,
+        )
+    )
+    for name in ("service", "outage_started_at", "target_time"):
+        fixed, asked = getattr(execution, name), getattr(request, name)
+        if fixed != asked:
+            raise UsageError(
+                f"{name}: execution {execution_id} began with {_shown(fixed)}, and now {_shown(asked)} is asked for",
+                hint="launch a new restore instead of going on with that one",
+            )
+    return execution
+
+
+def _past(field: str, text: str, now: datetime) -> datetime:
+    try:
+        moment = parse_moment(text)
+    except ValueError as error:
+        raise UsageError(f"{field}: {error}") from None
+    if moment > now:
+        raise UsageError(f"{field}: {format_moment(moment)} is yet to come", hint=f"it is {format_moment(now)}")
+    return moment
+
+
+def _shown(value: object) -> str:
+    return format_moment(value) if isinstance(value, datetime) else str(value) if value is not None else LATEST

@@ -1,0 +1,182 @@
+"""The recovery point from samples and the stored log's end. Pure."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dr_pipelines.engines.postgres.position import Position, RecoveryPointTracker, Sample, ServerState
+from dr_pipelines.engines.postgres.wal import Lsn
+
+SIZE = 16 << 20
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def second(number: float) -> datetime:
+    return NOON + timedelta(seconds=number)
+
+
+def at(number: float) -> Lsn:
+    """A position so many segments into the log."""
+    return Lsn(int(number * SIZE))
+
+
+def sample(seconds: float, lsn: Lsn, *, timeline: int = 1, next_xid: int = 0, quiet: bool = False) -> Sample:
+    return Sample(second(seconds), lsn, timeline, next_xid or 700 + int(seconds), quiet)
+
+
+def test_the_newest_sample_that_is_stored_is_the_recovery_point() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    for number in range(10):
+        tracker.add(sample(number, at(1 + number / 4)))
+    assert tracker.recovery_point is None
+    tracker.stored(at(2), 1)
+    assert tracker.recovery_point == second(4)
+    tracker.stored(at(3), 1)
+    assert tracker.recovery_point == second(8)
+
+
+def test_a_sample_that_is_stored_already_counts_at_once() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(1, at(2)))
+    assert tracker.recovery_point == second(1)
+
+
+def test_an_idle_server_after_a_switch_is_not_exposed() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    for number in range(100):
+        tracker.add(sample(number, at(2) + 40))
+    assert tracker.recovery_point == second(99)
+
+
+def test_a_byte_behind_the_page_header_is_exposed() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(1, at(2) + 40))
+    tracker.add(sample(2, at(2) + 41))
+    assert tracker.recovery_point == second(1)
+
+
+def test_a_checkpoint_on_an_idle_server_is_no_exposure() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(1, at(2), next_xid=700, quiet=True))
+    tracker.add(sample(300, at(2) + 232, next_xid=700, quiet=True))
+    assert tracker.recovery_point == second(300)
+
+
+def test_a_transaction_since_the_stored_log_is_exposure() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(1, at(2), next_xid=700, quiet=True))
+    tracker.add(sample(2, at(2) + 232, next_xid=701, quiet=True))
+    assert tracker.recovery_point == second(1)
+
+
+def test_a_transaction_that_was_under_way_at_the_stored_sample_may_have_committed_since() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(1, at(2), next_xid=700, quiet=False))
+    tracker.add(sample(2, at(2) + 232, next_xid=700, quiet=True))
+    assert tracker.recovery_point == second(1)
+
+
+def test_what_was_proven_survives_a_restart() -> None:
+    before = RecoveryPointTracker(SIZE)
+    before.stored(at(2), 1)
+    before.add(sample(1, at(2), next_xid=700, quiet=True))
+    after = RecoveryPointTracker(SIZE, recovery_point=before.recovery_point, quiet_xid=before.quiet_xid, timeline=1)
+    after.stored(at(2), 1)
+    after.add(sample(500, at(2) + 232, next_xid=700, quiet=True))
+    assert after.recovery_point == second(500)
+
+
+def test_transactions_of_another_timeline_do_not_compare() -> None:
+    tracker = RecoveryPointTracker(SIZE, recovery_point=second(1), quiet_xid=700, timeline=1)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(2, at(2) + 232, timeline=2, next_xid=700, quiet=True))
+    assert tracker.recovery_point == second(1)
+
+
+def test_positions_of_another_timeline_do_not_count() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(3), 1)
+    tracker.add(sample(2, at(2.5), timeline=2))
+    assert tracker.recovery_point is None
+    tracker.stored(at(3), 2)
+    assert tracker.recovery_point == second(2)
+
+
+def test_a_hole_takes_every_proof_away() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(3), 1)
+    tracker.add(sample(1, at(3), next_xid=700, quiet=True))
+    tracker.forget()
+    tracker.stored(at(2), 1)
+    tracker.add(sample(2, at(3) + 100, next_xid=700, quiet=True))
+    assert tracker.recovery_point is None
+    tracker.stored(at(4), 1)
+    assert tracker.recovery_point == second(2)
+
+
+def test_the_recovery_point_never_goes_back_with_a_clock() -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    tracker.stored(at(2), 1)
+    tracker.add(sample(10, at(2)))
+    tracker.add(sample(5, at(2)))
+    assert tracker.recovery_point == second(10)
+
+
+def test_memory_is_bounded_while_nothing_is_stored() -> None:
+    tracker = RecoveryPointTracker(SIZE, limit=50)
+    for number in range(1000):
+        tracker.add(sample(number, at(1 + number)))
+    assert len(tracker._waiting) == 50
+    tracker.stored(at(1000), 1)
+    assert tracker.recovery_point == second(999)
+
+
+steps = st.lists(st.tuples(st.sampled_from(["write", "store"]), st.floats(0, 3)), max_size=60)
+
+
+@given(steps)
+def test_the_recovery_point_is_always_the_newest_stored_sample(script: list[tuple[str, float]]) -> None:
+    tracker = RecoveryPointTracker(SIZE)
+    samples: list[Sample] = []
+    position, end = 1.5, 1
+    for number, (kind, amount) in enumerate(script):
+        if kind == "write":
+            position += amount
+            samples.append(sample(number, at(position)))
+            tracker.add(samples[-1])
+        else:
+            end = min(end + int(amount), int(position))
+            tracker.stored(at(end), 1)
+        expected = [taken.at for taken in samples if taken.lsn.value <= end * SIZE + 40]
+        assert tracker.recovery_point == max(expected, default=None)
+
+
+def test_a_position_reads_back_what_it_writes() -> None:
+    position = Position(
+        heartbeat_at=NOON,
+        at=second(1),
+        lsn=at(2.5),
+        timeline=1,
+        segment_size=SIZE,
+        stored_end=at(2),
+        recovery_point=NOON,
+        quiet_xid=700,
+        server=ServerState.UP,
+        spool_files=0,
+        spool_bytes=0,
+        agent_version="0.1",
+        agent_host="db1",
+    )
+    written = position.model_dump(mode="json")
+    assert written["lsn"] == "0/2800000"
+    assert Position.model_validate(written) == position
+    with pytest.raises(ValueError, match="position in the log"):
+        Position.model_validate(written | {"lsn": "x"})

@@ -1,0 +1,46 @@
+"""A process that backs up, ships or restores as the environment says, to be killed in the middle of it.
+
+python -m tests.faults.child backup
+python -m tests.faults.child restore EXECUTION
+"""
+
+import logging
+import sys
+from datetime import timedelta
+
+from dr_pipelines.drills import database as drill
+from dr_pipelines.engines.postgres.backup import take_backup
+from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.repository.repository import open_repository
+from dr_pipelines.runbooks import database_restore as runbook
+from dr_pipelines.runbooks.execution import Journal
+from dr_pipelines.settings import load_settings
+from dr_pipelines.timing import SystemClock
+
+
+def main(argv: list[str]) -> None:
+    settings = load_settings()
+    assert settings.repository is not None
+    repository = open_repository(settings.repository, settings=settings)
+    if argv[0] == "backup":
+        dsn = settings.dsn_of("database")
+        assert dsn is not None
+        binaries = find_binaries(settings)
+        take_backup(
+            "database", dsn, repository, binaries, settings, clock=SystemClock(), progress=lambda done, total: None
+        )
+        return
+    around = runbook.Surroundings(
+        settings, None, repository, SystemClock(), logging.getLogger(), lambda what, done, total: None
+    )
+    if argv[0] == "drill":
+        options = drill.DrillOptions(size_bytes=1_000_000, writers=1, archive_timeout=timedelta(seconds=1))
+        drill.carry_out(around, drill.lose_database(around, drill.set_the_stage(around, options, argv[1])), None)
+        return
+    execution = Journal(repository.store, argv[1]).execution()
+    assessment = runbook.prepare(around, runbook.assess(around, execution, None, None), None)
+    runbook.apply_wal(around, assessment, runbook.restore_latest_backup(around, assessment, None), None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

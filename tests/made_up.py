@@ -1,0 +1,86 @@
+"""What a repository holds of a cluster that never ran, for tests that need no server."""
+
+import os
+import random
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.position import Position, ServerState
+from dr_pipelines.engines.postgres.wal import Segment
+from dr_pipelines.repository.folder import FolderStore
+from dr_pipelines.repository.identifiers import timed_id
+from dr_pipelines.repository.manifest import Manifest, write_manifest
+
+
+def segment(number: int, *, timeline: int = 1, system: int = 7340000000000000001) -> tuple[str, bytes]:
+    """Name and content of a segment of 1 MiB that no server has written."""
+    made = Segment(timeline, number, 1 << 20)
+    header = struct.pack("<HHIQI4xQII", 0xD118, 0x0007, timeline, made.start.value, 0, system, made.size, 8192)
+    return made.name, header + random.Random(f"{number} {timeline}").randbytes(1000) + bytes(made.size - 1040)
+
+
+@dataclass
+class MadeUpArchive:
+    """What the repository holds of a cluster that never ran: backups without files, segments without records."""
+
+    store: FolderStore
+    began_at: datetime = datetime(2026, 3, 1, tzinfo=UTC)
+
+    def at(self, minutes: float) -> datetime:
+        return self.began_at + timedelta(minutes=minutes)
+
+    def backup(self, minutes: float, first: int, last: int) -> Manifest:
+        """A complete backup that stopped then, and needs these segments."""
+        manifest = Manifest(
+            backup_id=timed_id("full", self.at(minutes)),
+            service="database",
+            engine="postgres",
+            system_identifier="7340000000000000001",
+            server_version="18.6",
+            tool_version="1",
+            started_at=self.at(minutes - 1),
+            stopped_at=self.at(minutes),
+            files=(),
+            parts=(),
+            details={
+                "start_lsn": str(Segment(1, first, 1 << 20).start + 40),
+                "stop_lsn": str(Segment(1, last, 1 << 20).start + 4000),
+                "timeline": 1,
+                "wal_segment_size": 1 << 20,
+                "superuser": "postgres",
+                "major": 18,
+            },
+        )
+        write_manifest(self.store, manifest)
+        return manifest
+
+    def segments(self, *numbers: int) -> None:
+        """Segment n was stored n minutes after the beginning."""
+        for number in numbers:
+            name, raw = segment(number)
+            Log(self.store).put(name, raw)
+            moment = self.at(number).timestamp()
+            os.utime(f"{self.store.url}/{self.key(number)}", (moment, moment))
+
+    def key(self, number: int) -> str:
+        name = Segment(1, number, 1 << 20).name
+        return f"log/{name[:8]}/{name}"
+
+    def position(self, minutes: float, end: int, *, server: ServerState = ServerState.UP) -> None:
+        """At that time the agent knew that everything was stored, up to the end of a segment."""
+        moment = self.at(minutes)
+        Log(self.store).write_position(
+            Position(
+                heartbeat_at=moment,
+                at=moment,
+                stored_end=Segment(1, end, 1 << 20).end,
+                recovery_point=moment,
+                server=server,
+                spool_files=0,
+                spool_bytes=0,
+                agent_version="1",
+                agent_host="db1",
+            )
+        )

@@ -1,0 +1,177 @@
+"""The format is a promise: its document is true, and repositories of every released format can be read."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from dr_pipelines.repository.envelope import check, unwrap, unwrap_into, wrap
+from dr_pipelines.repository.folder import FolderStore
+from dr_pipelines.repository.manifest import (
+    FileEntry,
+    Manifest,
+    Part,
+    Range,
+    list_backups,
+    part_key,
+    read_manifest,
+    write_manifest,
+)
+from dr_pipelines.repository.repository import open_repository
+from dr_pipelines.repository.sealed import unseal
+from dr_pipelines.repository.store import Store
+from dr_pipelines.settings import Settings
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "repository-format.md").read_text()
+FORMATS = sorted((Path(__file__).parent / "formats").glob("[0-9]*"))
+FILES = {"base/1": os.urandom(60) + bytes(90), "PG_VERSION": b"18\n", "empty": b"", "odd \udcff name": b"odd"}
+BACKUP = "20260301T120000Z-full-9f86d0"
+SYSTEM = "services/database/7301"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL)
+
+
+def put_backup(store: Store) -> None:
+    """The worked example of the document, and some more: files cut into parts of 100 bytes."""
+    entries = [FileEntry(path="base", kind="folder", mode=0o700, size=0)]
+    pieces: list[tuple[Range, bytes]] = []
+    for number, (path, content) in enumerate(FILES.items(), start=1):
+        entries.append(FileEntry(path=path, kind="file", mode=0o400, size=len(content)))
+        pieces += [
+            (Range(number, start, len(content[start : start + 100])), content[start : start + 100])
+            for start in range(0, len(content), 100)
+        ]
+    entries.append(FileEntry(path="link", kind="link", mode=0o777, size=0, link="base/1"))
+    parts = []
+    for number, held in enumerate((pieces[:1], pieces[1:])):
+        wrapped = wrap(b"".join(data for _, data in held))
+        store.put(part_key(BACKUP, number), wrapped.chunks)
+        envelope = wrapped.envelope
+        parts.append(
+            Part(
+                key=part_key(BACKUP, number),
+                codec=envelope.codec,
+                encryption=envelope.encryption,
+                stored_sha256=envelope.stored_sha256,
+                stored_size=envelope.stored_size,
+                raw_size=envelope.raw_size,
+                ranges=tuple(piece for piece, _ in held),
+            )
+        )
+    manifest = Manifest(
+        backup_id=BACKUP,
+        service="database",
+        engine="postgres",
+        system_identifier="7301",
+        server_version="18.1",
+        tool_version="0.1.0",
+        started_at=datetime(2026, 3, 1, 11, 59, tzinfo=UTC),
+        stopped_at=datetime(2026, 3, 1, 12, tzinfo=UTC),
+        files=tuple(entries),
+        parts=tuple(parts),
+        details={"start_lsn": "0/2000028", "timeline": 1},
+    )
+    write_manifest(store, manifest)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    """A system's folder in a repository, with a backup and a piece of log."""
+    repository = open_repository(str(tmp_path / "repository"), settings=Settings(), create=True)
+    store = repository.store.child(SYSTEM)
+    put_backup(store)
+    store.put("log/00000001/000000010000000000000003", wrap(b"segment" * 1000, hash_raw=True).chunks)
+    return tmp_path / "repository" / SYSTEM
+
+
+def read_with_documented_reader(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    (reader,) = blocks("python")
+    (folder / "reader.py").write_text(reader)
+    command = [sys.executable, folder / "reader.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_documented_reader_restores_a_backup(system: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    said = read_with_documented_reader(tmp_path, "backup", system, BACKUP, target)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert {path: (target / path).read_bytes() for path in FILES} == FILES
+    assert os.readlink(target / "link") == "base/1"
+    assert (target / "base" / "1").stat().st_mode & 0o777 == 0o400
+
+
+def test_the_documented_reader_fetches_the_log(system: Path, tmp_path: Path) -> None:
+    name = "000000010000000000000003"
+    assert read_with_documented_reader(tmp_path, "log", system, name, tmp_path / "fetched").returncode == 0
+    assert (tmp_path / "fetched").read_bytes() == b"segment" * 1000
+    missing = read_with_documented_reader(tmp_path, "log", system, name[:-1] + "4", tmp_path / "missing")
+    assert (missing.returncode, missing.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("damaged", [part_key(BACKUP, 1), f"backups/{BACKUP}/manifest.json"])
+def test_the_documented_reader_notices_damage(system: Path, tmp_path: Path, damaged: str) -> None:
+    content = bytearray((system / damaged).read_bytes())
+    content[-90] ^= 1
+    (system / damaged).write_bytes(content)
+    (tmp_path / "target").mkdir()
+    said = read_with_documented_reader(tmp_path, "backup", system, BACKUP, tmp_path / "target")
+    assert said.returncode == 1
+    assert "damaged" in said.stderr
+
+
+@pytest.mark.needs("zstd")
+def test_the_documented_commands_read_an_object(system: Path) -> None:
+    path = system / part_key(BACKUP, 0)
+    header = subprocess.check_output(["head", "-n", "1", path])
+    digest = subprocess.check_output("tail -n +2 OBJECT | sha256sum".replace("OBJECT", str(path)), shell=True)
+    data = subprocess.check_output("tail -n +2 OBJECT | zstd -d".replace("OBJECT", str(path)), shell=True)
+    assert json.loads(header)["stored_sha256"] == digest.decode().split()[0]
+    assert data == FILES["base/1"][:100]
+
+
+def test_the_documented_examples_are_real() -> None:
+    (root,) = blocks("json")
+    assert unseal(root.encode(), what="the example")["format_version"] == 1
+    (example,) = (block for block in blocks("text") if block.startswith('{"codec"'))
+    envelope, data = unwrap(io.BytesIO(example.encode()), max_raw=1000)
+    assert data == b"room,guest\n101,Ada\n"
+    assert envelope.stored_sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_every_released_format_is_kept() -> None:
+    assert [path.name for path in FORMATS] == ["1"]
+
+
+@pytest.mark.parametrize("path", FORMATS, ids=lambda path: f"format-{path.name}")
+def test_a_repository_of_every_released_format_is_read_and_restored(path: Path, tmp_path: Path) -> None:
+    place = tmp_path / "repository"
+    shutil.copytree(path, place)
+    repository = open_repository(str(place), settings=Settings())
+    store = repository.store.child(SYSTEM)
+    assert [found for found, _ in list_backups(store)] == [BACKUP]
+    manifest = read_manifest(store, BACKUP)
+    restored = {entry.path: bytearray(entry.size) for entry in manifest.files if entry.kind == "file"}
+    for part in manifest.parts:
+        buffer = bytearray(part.raw_size)
+        with store.open(part.key) as stream:
+            unwrap_into(stream, buffer, expected_sha256=part.stored_sha256)
+        for number, offset, length in part.ranges:
+            restored[manifest.files[number].path][offset : offset + length] = buffer[:length]
+            del buffer[:length]
+    assert restored == {"base/1": b"row " * 40, "PG_VERSION": b"18\n", "odd \udcff name": b"odd", "empty": b""}
+    with store.open("log/00000001/000000010000000000000003") as stream:
+        assert check(stream, decompress=True).raw_size == 4096
+    assert [record["verdict"] for record in repository.records.list()] == ["met"]
+    assert repository.latest_plan() == "plan_version: 1\n"
+    assert FolderStore(place).names(f"{SYSTEM}/backups") == [f"{BACKUP}/"]
