@@ -214,13 +214,11 @@ class Leases:
         Also finishes what was interrupted, and forgets processes that have ended by themselves and have no folders.
         Returns the leases it ended.
         """
+        self._await_starts(lambda lease: self._is_orphan(lease) and dead_holders(lease))
         with self._locked():
             for lease in self.all():
-                holder_dead = lease.boot_id != proc.boot_id() or not proc.is_alive(
-                    lease.holder_pid, lease.holder_start_ticks
-                )
                 if lease.expires_at <= self._clock.wall() or (
-                    holder_dead and self._is_settled(lease) and dead_holders(lease)
+                    self._is_orphan(lease) and self._is_settled(lease) and dead_holders(lease)
                 ):
                     self._condemn(lease)
                 elif lease.pid and not lease.folders and not self.alive(lease):
@@ -231,6 +229,9 @@ class Leases:
         self._finish(condemned, timeout)
         return condemned
 
+    def _is_orphan(self, lease: Lease) -> bool:
+        return lease.boot_id != proc.boot_id() or not proc.is_alive(lease.holder_pid, lease.holder_start_ticks)
+
     def _is_settled(self, lease: Lease) -> bool:
         """Whether it has its process, or will have none: one that was just being started may still come."""
         try:
@@ -238,6 +239,14 @@ class Leases:
         except FileNotFoundError:
             return True
         return bool(lease.pid) or age > _COMING
+
+    def _await_starts(self, concerned: Callable[[Lease], bool]) -> None:
+        """A holder killed in the middle of a start leaves a process that comes within moments, or never."""
+        wait_until(
+            lambda: all(self._is_settled(lease) for lease in self.all() if concerned(lease)),
+            timeout=_COMING + 1,
+            interval=0.02,
+        )
 
     # --- the files
 

@@ -443,18 +443,34 @@ def shells_for(argument: str) -> list[int]:
     return [pid for pid, argv in commands.items() if argument in argv and "sh" in argv]
 
 
-def test_a_start_that_was_begun_by_a_killed_holder_is_waited_for_until_it_expires(
-    timed: Leases, clock: FakeClock, state: Path, log: Path
+def test_a_process_that_a_killed_holder_had_begun_to_start_is_waited_for_and_ended(
+    timed: Leases, state: Path, log: Path
 ) -> None:
     lease = sleeper(timed, log)
     note = state / "leases" / f"{lease.id}.process"
     noted = note.read_text()
     note.write_text("")
     alter(state, lease, holder_start_ticks=1)
-    assert timed.reap(dead_holders=lambda lease: True) == []
-    note.write_text(noted)
-    assert timed.reap(dead_holders=lambda lease: True) == [lease.model_copy(update={"holder_start_ticks": 1})]
+    orphan = lease.model_copy(update={"holder_start_ticks": 1})
+    with ThreadPoolExecutor(1) as pool:
+        reaped = pool.submit(timed.reap, dead_holders=lambda lease: True)
+        assert not wait_until(reaped.done, timeout=0.3)
+        note.write_text(noted)
+        assert reaped.result() == [orphan]
     assert not timed.alive(lease)
+
+
+def test_a_lease_whose_holder_was_killed_before_the_start_is_ended_with_its_folder(
+    timed: Leases, state: Path, log: Path
+) -> None:
+    folder = scratch(state)
+    lease = sleeper(timed, log, folders=(folder,))
+    proc.send_signal(lease.pid, lease.start_ticks, signal.SIGKILL)
+    (state / "leases" / f"{lease.id}.process").unlink()
+    alter(state, lease, holder_start_ticks=1)
+    assert [each.id for each in timed.reap(dead_holders=lambda lease: True)] == [lease.id]
+    assert not folder.exists()
+    assert timed.all(ending=True) == []
 
 
 # --- never others
