@@ -95,23 +95,18 @@ _COLUMNS = [
 
 
 def _row(service: "ServiceAdherence") -> dg.TableRecord:
+    from dr_pipelines.reports.text import beside
+
     record = service.latest
     return dg.TableRecord(
         {
             "service": service.name,
-            "rto": _beside(record.rto_seconds if record else None, service.objectives.rto),
-            "rpo": _beside(record.rpo_seconds if record else None, service.objectives.rpo),
+            "rto": beside(record.rto_seconds if record else None, service.objectives.rto),
+            "rpo": beside(record.rpo_seconds if record else None, service.objectives.rpo),
             "verdict": str(service.verdict) if service.verdict is not None else "unprotected by decision",
             "to_do": service.needs_test or "",
         }
     )
-
-
-def _beside(seconds: float | None, promised: timedelta | None) -> str:
-    from dr_pipelines.reports.text import seconds_text
-
-    promise = seconds_text(promised.total_seconds()) if promised is not None else "nothing"
-    return f"{seconds_text(seconds)} / {promise}"
 
 
 def _seconds(duration: timedelta | None) -> float | None:

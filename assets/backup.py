@@ -67,7 +67,7 @@ def _full_backup(service: Service) -> dg.AssetsDefinition:
     def full_backup(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         from dr_pipelines.runbooks.backups import back_up
 
-        with working(context, "back_up", create=True, retries=True) as work:
+        with working(context, "back_up", retries=True) as work:
             taken = back_up(work.around, service.name)
         manifest = taken.manifest
         return dg.MaterializeResult(

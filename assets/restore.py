@@ -36,6 +36,10 @@ class RestoreForm(dg.Config):
         default="",
         description="An absolute path: a new or empty folder. Left empty: a new folder below the state folder.",
     )
+    backup_id: str = Field(
+        default="",
+        description="The backup to begin with, where the newest is damaged, say. Left empty: the newest that will do.",
+    )
     reason: str = Field(description="Why, in a few words; it stands in the record.")
 
 
@@ -59,7 +63,7 @@ def assess(context: dg.OpExecutionContext, config: RestoreForm) -> Assessed:
             plan_sha256=around.plan.sha256 if around.plan is not None else None,
         )
         work.on_failure = lambda around, error: close_failed_restore(around, execution, error, work.run_id)
-        assessment = runbook.assess(around, execution, request.destination, work.run_id)
+        assessment = runbook.assess(around, execution, request.destination, work.run_id, backup_id=request.backup_id)
         context.add_output_metadata(
             {
                 "execution_id": execution.id,

@@ -78,6 +78,8 @@ def read_status(instance: dg.DagsterInstance, definitions: dg.Definitions, now: 
 
 
 def _daemons(instance: dg.DagsterInstance, now: datetime) -> tuple[Daemon, ...]:
+    # A home remembers the heartbeats of daemons that an earlier configuration had.
+    wanted = instance.get_required_daemon_types()
     return tuple(
         Daemon(
             name,
@@ -85,6 +87,7 @@ def _daemons(instance: dg.DagsterInstance, now: datetime) -> tuple[Daemon, ...]:
             round(now.timestamp() - beat.timestamp, 1),
         )
         for name, beat in sorted(instance.get_daemon_heartbeats().items())
+        if name in wanted
     )
 
 

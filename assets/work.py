@@ -38,7 +38,7 @@ def machine_settings() -> Settings:
     from dr_pipelines.runbooks.dagster_home import checkout
 
     settings = load_settings()
-    if settings.plan.is_absolute() or settings.plan.exists():
+    if settings.plan.is_absolute() or settings.has_plan:
         return settings
     return settings.model_copy(update={"plan": checkout() / settings.plan})
 

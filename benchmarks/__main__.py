@@ -56,7 +56,7 @@ def _page(result: Result, latency: Latency | None, rounds: int) -> str:
         f"{format_bytes(result.data_bytes)} of poorly compressible rows, checksums on, zstd level 1, repository in a",
         f"folder on the same disk, warm cache, median of {rounds} rounds.",
         "",
-        "| | seconds | fastest to slowest | ratio | with starting Python | peak memory |",
+        "| | seconds | fastest to slowest | ratio | without starting Python | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for name in (COPY, DUMP, BACKUP, UNPACK, RESTORE):
@@ -64,10 +64,11 @@ def _page(result: Result, latency: Latency | None, rounds: int) -> str:
         against = _AGAINST.get(name)
         ratio = f"{result.median(name) / result.median(against):.2f} of {against}" if against else "1"
         peak = format_bytes(result.peak(name)) if name in (BACKUP, RESTORE) else ""
-        whole = f"{result.whole(name):.1f}" if name in (BACKUP, RESTORE) else ""
+        inner = result.inner(name)
+        alone = f"{inner:.1f}" if inner is not None else ""
         # A pipe would end the cell.
         title, ratio = name.replace("|", "\\|"), ratio.replace("|", "\\|")
-        lines.append(f"| {title} | {result.median(name):.1f} | {low:.1f} to {high:.1f} | {ratio} | {whole} | {peak} |")
+        lines.append(f"| {title} | {result.median(name):.1f} | {low:.1f} to {high:.1f} | {ratio} | {alone} | {peak} |")
     lines += [
         "",
         "`dr backup` includes hashing every part with SHA-256 and waiting until the log that the backup needs is in",

@@ -36,17 +36,18 @@ class Result:
     rounds: dict[str, list[Measured]]
 
     def median(self, name: str) -> float:
-        """The median of a contender's seconds; for ours that of the function itself."""
-        return statistics.median(each.inner_seconds or each.seconds for each in self.rounds[name])
+        """The median of a contender's seconds, from the start of its process to its end."""
+        return statistics.median(each.seconds for each in self.rounds[name])
 
     def spread(self, name: str) -> tuple[float, float]:
         """Its fastest and its slowest round."""
-        all_of = [each.inner_seconds or each.seconds for each in self.rounds[name]]
+        all_of = [each.seconds for each in self.rounds[name]]
         return min(all_of), max(all_of)
 
-    def whole(self, name: str) -> float:
-        """The median with starting the program."""
-        return statistics.median(each.seconds for each in self.rounds[name])
+    def inner(self, name: str) -> float | None:
+        """The median of our function alone, without starting Python and importing; None for the peers."""
+        found = [each.inner_seconds for each in self.rounds[name] if each.inner_seconds is not None]
+        return statistics.median(found) if found else None
 
     def peak(self, name: str) -> int:
         """The largest memory that a process of it had, in bytes."""

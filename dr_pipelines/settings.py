@@ -15,14 +15,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from dr_pipelines.errors import ConfigurationError
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["Settings", "load_settings", "service_key", "variable"]
 
 
 def _default_state_dir() -> Path:
     # Not below /root: the unprivileged servers must be able to reach what lies here.
     if os.geteuid() == 0:
         return Path("/var/lib/dr_pipelines")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "dr_pipelines"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "dr_pipelines"
+    except RuntimeError:
+        raise ConfigurationError(
+            f"the user {os.geteuid()} has no home folder", hint="set DR_STATE_DIR to a folder that is yours"
+        ) from None
 
 
 class Settings(BaseSettings):
@@ -43,7 +48,9 @@ class Settings(BaseSettings):
     lab_repository: Annotated[str, Field(description="what the lab's own repository is", pattern="^(s3|folder)$")] = (
         "s3"
     )
-    s3_endpoint: Annotated[str | None, Field(description="URL of the S3 service, where it is not AWS's")] = None
+    s3_endpoint: Annotated[
+        str | None, Field(description="URL of the S3 service, where it is not AWS's", pattern=r"^https?://[^/]")
+    ] = None
     s3_region: str = "us-east-1"
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
@@ -57,6 +64,16 @@ class Settings(BaseSettings):
     part_size: Annotated[int, Field(description="bytes of file data in one part", ge=1 << 16, le=1 << 28)] = 32 << 20
     compression_level: Annotated[int, Field(ge=1, le=19)] = 1
 
+    @property
+    def has_plan(self) -> bool:
+        """Whether the plan's file is there. Raises ConfigurationError where that cannot be seen."""
+        try:
+            return self.plan.exists()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.plan} cannot be looked at: {error.strerror}", hint="DR_PLAN names the plan's file"
+            ) from None
+
     @cached_property
     def dagster_home(self) -> Path:
         """Where Dagster keeps its own database, unless DAGSTER_HOME says otherwise."""
@@ -65,12 +82,12 @@ class Settings(BaseSettings):
 
     def dsn_of(self, service: str) -> str | None:
         """The connection string of a service, or None where none was given."""
-        secret = self.dsn.get(service.lower())
+        secret = self.dsn.get(service_key(service))
         return secret.get_secret_value() if secret else None
 
     def spool_of(self, service: str) -> Path:
         """The spool folder of a service."""
-        return self.spool.get(service.lower()) or self.state_dir / "spool" / service
+        return self.spool.get(service_key(service)) or self.state_dir / "spool" / service
 
     def as_environment(self) -> dict[str, str]:
         """The variables that make `load_settings` in another process read the same; holds secrets."""
@@ -83,6 +100,16 @@ class Settings(BaseSettings):
                     text = entry.get_secret_value() if isinstance(entry, SecretStr) else str(entry)
                     found["__".join(["DR_" + name.upper(), *([key.upper()] if key else [])])] = text
         return found
+
+
+def variable(name: str, service: str) -> str:
+    """The variable that says it for one service, such as DR_DSN__ORDERS_DB for "dsn" of "orders-db"."""
+    return f"DR_{name}__{service_key(service)}".upper()
+
+
+def service_key(service: str) -> str:
+    """A service's name as it stands in variables: no shell can set one with a hyphen in its name."""
+    return service.lower().replace("-", "_")
 
 
 def load_settings() -> Settings:

@@ -32,7 +32,7 @@ def archive_definitions(plan: Plan) -> dg.Definitions:
     )
     def wal_archive_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         from dr_pipelines.engines.postgres.exposure import read_exposure
-        from dr_pipelines.errors import ConfigurationError
+        from dr_pipelines.errors import ConfigurationError, RepositoryError
         from dr_pipelines.repository.repository import open_repository
         from dr_pipelines.timing import SystemClock
 
@@ -43,12 +43,19 @@ def archive_definitions(plan: Plan) -> dg.Definitions:
         seen: Seen = json.loads(context.cursor) if context.cursor else {}
         events: list[Event] = []
         for service in services:
-            exposure = read_exposure(
-                repository.service(service.name),
-                service.name,
-                now=SystemClock().wall(),
-                rpo=plan.objectives(service).rpo,
-            )
+            try:
+                exposure = read_exposure(
+                    repository.service(service.name),
+                    service.name,
+                    now=SystemClock().wall(),
+                    rpo=plan.objectives(service).rpo,
+                )
+            except RepositoryError as error:
+                if error.retryable:
+                    raise
+                # What is damaged of one service hides no other's.
+                events.append(_unreadable(service, error))
+                continue
             now = _seen(exposure)
             before = seen.get(service.name, {})
             events += _events(context.instance, service, exposure, now, before)
@@ -59,6 +66,12 @@ def archive_definitions(plan: Plan) -> dg.Definitions:
         return dg.SensorResult(asset_events=events, cursor=json.dumps(seen), skip_reason=told)
 
     return dg.Definitions(sensors=[wal_archive_sensor] if services else [])
+
+
+def _unreadable(service: Service, error: Exception) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        catalogue.wal_archive(service.name), metadata={"verdict": "unverified", "problem": str(error)}
+    )
 
 
 def _seen(exposure: "Exposure") -> dict[str, str | None]:

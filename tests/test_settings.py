@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dr_pipelines.errors import ConfigurationError
-from dr_pipelines.settings import load_settings
+from dr_pipelines.settings import load_settings, variable
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,15 @@ def test_values_of_a_service_are_named_by_it(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.dsn_of("redis") is None
     assert settings.spool_of("database") == Path("/spool")
     assert settings.spool_of("redis") == settings.state_dir / "spool/redis"
+
+
+def test_a_service_with_a_hyphen_has_variables_that_a_shell_can_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DR_DSN__ORDERS_DB", "host=db")
+    monkeypatch.setenv("DR_SPOOL__ORDERS_DB", "/spool")
+    settings = load_settings()
+    assert settings.dsn_of("orders-db") == "host=db"
+    assert settings.spool_of("orders-db") == Path("/spool")
+    assert variable("dsn", "orders-db") == "DR_DSN__ORDERS_DB"
 
 
 def test_an_empty_variable_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +87,26 @@ def test_roots_state_folder_is_not_below_its_home_and_a_users_is(monkeypatch: py
     root = os.geteuid() == 0
     expected = "/var/lib/dr_pipelines" if root else "/home/somebody/state/dr_pipelines"
     assert load_settings().state_dir == Path(expected)
+
+
+def test_a_user_without_a_home_is_told_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    with pytest.raises(ConfigurationError, match="54321 has no home folder"):
+        load_settings()
+
+
+def test_an_endpoint_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DR_S3_ENDPOINT", "storage.internal")
+    with pytest.raises(ConfigurationError, match="DR_S3_ENDPOINT"):
+        load_settings()
+
+
+def test_whether_a_plan_is_there_is_no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DR_PLAN", "x" * 5000)
+    with pytest.raises(ConfigurationError, match="cannot be looked at: File name too long"):
+        _ = load_settings().has_plan

@@ -7,7 +7,7 @@ import typer
 
 from dr_pipelines.agent.serving import serve
 from dr_pipelines.cli.frame import Json, Terminal
-from dr_pipelines.errors import ConfigurationError, PlanError, ProcessError, UsageError
+from dr_pipelines.errors import ConfigurationError, PlanError, ProcessError
 from dr_pipelines.plan import load_plan
 from dr_pipelines.settings import Settings, load_settings
 
@@ -42,8 +42,4 @@ def _check_service(settings: Settings, service: str) -> None:
     """Raise UsageError where a plan is there and has no such database."""
     # A plan that cannot be read is no reason to let the log pile up.
     with suppress(PlanError):
-        plan = load_plan(settings.plan)
-        names = [entry.name for entry in plan.services if entry.engine == "postgres"]
-        if service not in names:
-            known = ", ".join(names) or "none"
-            raise UsageError(f"{settings.plan} has no database {service}", hint=f"its databases: {known}")
+        load_plan(settings.plan).require_database(service)

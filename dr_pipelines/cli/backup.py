@@ -8,16 +8,18 @@ from rich.console import Console
 
 from dr_pipelines.cli.frame import Exit, Json, Terminal, table
 from dr_pipelines.cli.opening import opened
-from dr_pipelines.cli.services import backed_up_services, check_service
+from dr_pipelines.cli.services import backed_up_services
 from dr_pipelines.engines.postgres.backup import BackupResult
 from dr_pipelines.engines.postgres.coverage import newest_system, systems
 from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.engines.verdict import Verdict, judge_checks
 from dr_pipelines.errors import ObjectMissing, RestoreError
+from dr_pipelines.plan import load_plan
 from dr_pipelines.repository.manifest import Manifest, read_manifest, survey_backups
 from dr_pipelines.repository.store import Store
-from dr_pipelines.runbooks.backups import back_up
+from dr_pipelines.runbooks.backups import back_up, require_dsn
 from dr_pipelines.runbooks.database_restore import Surroundings
+from dr_pipelines.settings import load_settings
 from dr_pipelines.timing import format_bytes, format_duration, format_moment
 
 __all__ = ["app"]
@@ -32,15 +34,27 @@ _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 
 
 @app.command(short_help="Make one.", epilog="Example: dr backup full database")
-def full(service: ServiceName, as_json: Json = False) -> int:
+def full(
+    service: ServiceName,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the empty place that DR_REPOSITORY names a repository first.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
     """Make a full backup of a service's server, which DR_DSN__<SERVICE> names.
 
-    Returns when the backup is complete in the repository, with the log that it needs. An empty place that
-    DR_REPOSITORY names becomes a repository.
+    Returns when the backup is complete in the repository, with the log that it needs. An empty place is refused unless
+    --create is given: it may be where a disk is not mounted.
     """
     terminal = Terminal(as_json=as_json)
-    with opened(terminal, create=True) as around:
-        check_service(around.plan, service)
+    # Before anything is made.
+    settings = load_settings()
+    if settings.has_plan:
+        load_plan(settings.plan).require_database(service)
+    require_dsn(settings, service)
+    with opened(terminal, create=create) as around:
+        if around.plan is not None:
+            around.plan.require_database(service)
         taken = back_up(around, service)
     terminal.result(_taken(taken), lambda console: _show_taken(console, taken))
     return Exit.DONE

@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from dr_pipelines.errors import ConfigurationError, ProcessError
+from dr_pipelines.plan import Plan, load_plan
 from dr_pipelines.runbooks.dagster_home import checkout, prepare_home
 from dr_pipelines.runbooks.progress import PROGRESS_VARIABLE, Entry, ProgressReader
 from dr_pipelines.settings import Settings
 
-__all__ = ["environment", "execute_job", "require_dagster", "run_module", "stop"]
+__all__ = ["environment", "execute_job", "plan_of_runs", "require_dagster", "run_module", "stop"]
 
 _LOOK_EVERY = 0.1
 _PATIENCE = 120.0
@@ -33,11 +34,18 @@ def require_dagster() -> Path:
     return checkout()
 
 
+def plan_of_runs(settings: Settings) -> Plan:
+    """The plan that Dagster's runs go by: the settings', else the checkout's. Raises PlanError."""
+    if settings.has_plan or settings.plan.is_absolute():
+        return load_plan(settings.plan)
+    return load_plan(require_dagster() / settings.plan)
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """What Dagster, and what it starts, needs to work with these settings from another folder; holds secrets."""
     own = settings.as_environment()
     own["DR_STATE_DIR"] = str(settings.state_dir.absolute())
-    if settings.plan.exists():
+    if settings.has_plan:
         own["DR_PLAN"] = str(settings.plan.absolute())
     elif not settings.plan.is_absolute():
         own.pop("DR_PLAN")  # the checkout's

@@ -20,10 +20,10 @@ from dr_pipelines.cli.doctor_service import look_at_service
 from dr_pipelines.cli.frame import Exit, Json, Terminal
 from dr_pipelines.cli.opening import settled
 from dr_pipelines.engines.findings import Finding, Level
-from dr_pipelines.errors import DrError, PlanError
+from dr_pipelines.errors import DrError
 from dr_pipelines.plan import Plan
 from dr_pipelines.repository.repository import Repository, open_repository
-from dr_pipelines.settings import Settings, load_settings
+from dr_pipelines.settings import Settings, load_settings, service_key
 from dr_pipelines.timing import SystemClock
 
 __all__ = ["doctor"]
@@ -59,7 +59,7 @@ def _look(terminal: Terminal) -> Iterator[Finding]:
     try:
         plan, found = look_at_plan(settings)
         yield from found
-    except PlanError as error:
+    except DrError as error:
         yield Finding("the plan", str(settings.plan), Level.PROBLEM, error.message, error.hint)
     try:
         with settled(terminal) as placed:
@@ -83,7 +83,8 @@ def _services(settings: Settings, plan: Plan | None, repository: Repository | No
     """The databases of the plan, those whose server was named, and those of which there are backups."""
     planned = [entry.name for entry in plan.services if entry.engine == "postgres"] if plan is not None else []
     stored = repository.services() if repository is not None else []
-    return tuple(dict.fromkeys([*planned, *settings.dsn, *stored]))
+    keys = {service_key(name) for name in (*planned, *stored)}
+    return tuple(dict.fromkeys([*planned, *stored, *(name for name in settings.dsn if name not in keys)]))
 
 
 def _show(console: Console, found: list[Finding], counts: Counter[Level]) -> None:

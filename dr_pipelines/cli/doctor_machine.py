@@ -98,7 +98,7 @@ def look_at_room(area: str, looked_at: str, folder: Path, mend: str) -> Finding:
 def look_at_plan(settings: Settings) -> tuple[Plan | None, list[Finding]]:
     """The plan, where it can be accepted, and what is wrong or too tight in it."""
     area, path = "the plan", settings.plan
-    if not path.exists():
+    if not settings.has_plan:
         mend = "DR_PLAN names its file; without it nothing is promised and nothing scheduled"
         return None, [Finding(area, str(path), Level.OFF, "there is no such file", mend)]
     plan, findings = inspect_plan(read_plan_text(path))

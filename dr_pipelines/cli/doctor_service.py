@@ -24,7 +24,7 @@ from dr_pipelines.plan.schedule import last_due
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.repository.store import Store
-from dr_pipelines.settings import Settings
+from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import Clock, format_bytes, format_duration, format_moment
 
 __all__ = ["look_at_service"]
@@ -54,9 +54,9 @@ def _server(
     settings: Settings, service: Service | None, name: str, dsn: str | None, rpo: timedelta | None
 ) -> Iterator[Finding]:
     if dsn is None:
-        variable = f"DR_DSN__{name.upper()}"
-        mend = f"{variable}='host=... port=5432 user=... password=... dbname=postgres'"
-        yield Finding(name, "the server", Level.OFF, f"{variable} is not set, so it was not looked at", mend)
+        unset = variable("dsn", name)
+        mend = f"{unset}='host=... port=5432 user=... password=... dbname=postgres'"
+        yield Finding(name, "the server", Level.OFF, f"{unset} is not set, so it was not looked at", mend)
         return
     try:
         with connect(dsn) as connection:
@@ -125,7 +125,7 @@ def _agent(name: str, store: Store, now: datetime, *, expected: bool) -> Iterato
     if age > HEARTBEAT_LIMIT:
         yield Finding(name, "the agent", Level.PROBLEM if expected else Level.OFF, seen, start)
     elif newest.server is ServerState.AWAY:
-        mend = f"is the server up, and the agent's DR_DSN__{name.upper()} right?"
+        mend = f"is the server up, and the agent's {variable('dsn', name)} right?"
         yield Finding(name, "the agent", Level.PROBLEM, f"{seen}; the server does not answer it", mend)
     elif newest.problem:
         yield Finding(name, "the agent", Level.WARNING, f"{seen}; {newest.problem}", "its log says more")

@@ -4,19 +4,21 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dr_pipelines.cli.dagster import execute_job, require_dagster
+from dr_pipelines.cli.dagster import execute_job, plan_of_runs, require_dagster
 from dr_pipelines.cli.display import Display
 from dr_pipelines.cli.frame import Exit, Json, Terminal, table
 from dr_pipelines.cli.opening import settled
 from dr_pipelines.cli.services import who_asks
+from dr_pipelines.drills.options import read_options
 from dr_pipelines.engines.verdict import Verdict
 from dr_pipelines.errors import DrError, ProcessError, UsageError
 from dr_pipelines.processes.identity import end_of, open_folder
@@ -26,7 +28,7 @@ from dr_pipelines.repository.identifiers import timed_id
 from dr_pipelines.repository.repository import open_repository
 from dr_pipelines.runbooks.progress import Entry, EntryKind
 from dr_pipelines.runbooks.record import Record
-from dr_pipelines.settings import Settings
+from dr_pipelines.settings import Settings, load_settings
 from dr_pipelines.timing import SystemClock, format_duration, parse_duration
 
 __all__ = ["app", "parse_size"]
@@ -69,8 +71,11 @@ class _Drilled:
 
     @property
     def code(self) -> int:
-        if self.error is not None or self.record is None:
+        if self.record is None:
             return self.error.exit_code if self.error is not None else Exit.FAILED
+        if self.error is not None:
+            # Whatever refused a step: the database was lost by then, and was not brought back.
+            return Exit.FAILED
         return Exit.DONE if self.record.verdict is Verdict.MET else Exit.SHORT
 
     def code_within(self, limit: timedelta) -> int:
@@ -114,10 +119,10 @@ def database(
     Exit code 0 where RTO, RPO and integrity are met, 3 where one is missed or unverified, 1 where the restore failed.
     """
     terminal = Terminal(as_json=as_json)
-    _check_duration(archive_timeout)
     form = _Form(parse_size(size), archive_timeout, writers, postgres, keep)
     require_dagster()
     first = seed if seed is not None else secrets.randbelow(1_000_000)
+    _check(form, first)
     drilled = []
     with settled(terminal) as settings:
         for number in range(first, first + times):
@@ -133,18 +138,17 @@ def database(
 
 def parse_size(text: str) -> int:
     """Read a size such as "50MB" or "1.5GiB", in bytes. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2] not in _UNITS:
         units = ", ".join(unit for unit in _UNITS if unit)
         raise UsageError(f'"{text}" is not a size', hint=f"a number with a unit ({units}), such as 50MB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
-def _check_duration(text: str) -> None:
-    try:
-        parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"--archive-timeout: {error}") from None
+def _check(form: _Form, seed: int) -> None:
+    """Raise what the run would refuse, before Dagster is started for it: the plan, and what was filled in."""
+    plan = plan_of_runs(load_settings())
+    read_options(service="database", rate=1, reason="", requested_by="", seed=seed, plan=plan, **asdict(form))
 
 
 @dataclass

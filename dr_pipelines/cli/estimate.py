@@ -90,7 +90,7 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
         requested_by="",
         plan_sha256=None,
     )
-    planned = plan_restore(around, execution, request.destination)
+    planned = plan_restore(around, execution, request.destination, request.backup_id)
     if planned.gap and not allow_gap:
         raise LogGap(planned.gap, hint="--allow-gap restores up to the hole")
     covered = coverage.choose(coverage.newest_system(around.repository.service(request.service)), None)

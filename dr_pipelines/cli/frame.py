@@ -163,7 +163,8 @@ def _failed(terminal: Terminal, code: str, message: str, hint: str, status: int,
 def _keep_traceback() -> Path:
     text = traceback.format_exc()
     name = f"dr-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.log"
-    with suppress(OSError, DrError):
+    # Where the settings are what is wrong, the next best place will do.
+    with suppress(Exception):
         folder = load_settings().state_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name

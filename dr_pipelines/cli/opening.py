@@ -34,7 +34,7 @@ def _surround(settings: Settings, display: Display, *, create: bool, needs_plan:
     clock = SystemClock()
     try:
         return surroundings(settings, display, clock=clock, progress=display.progress, create=create)
-    except (PlanError, RepositoryError, UnicodeDecodeError) as error:
+    except (ConfigurationError, PlanError, RepositoryError, UnicodeDecodeError) as error:
         if needs_plan:
             raise
         cause = error

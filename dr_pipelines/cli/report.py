@@ -1,5 +1,7 @@
 """`dr report`: what was promised beside what was measured."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -48,12 +50,23 @@ def adherence(
         records = read_records(around.repository, off.append)
         found = compare(around.plan, records, now=around.clock.wall(), off=off)
     if html is not None:
-        try:
-            html.write_text(adherence_page(found), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"{html} cannot be written: {error.strerror}", hint="--html takes a file in a folder that is there"
-            ) from None
+        _write(html, adherence_page(found))
         terminal.note(f"the page is {html.absolute()}")
     terminal.result(found.to_document(), lambda console: render_adherence(found, console))
     return Exit.DONE if found.verdict is Verdict.MET else Exit.SHORT
+
+
+def _write(file: Path, page: str) -> None:
+    """Whole or not at all: a report that was there stays where the new one cannot be written."""
+    place = file.resolve()
+    draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(place)
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be written: {error.strerror}", hint="--html takes a file in a folder that is there"
+        ) from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

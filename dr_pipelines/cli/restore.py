@@ -64,6 +64,10 @@ def restore(
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the record.")] = "dr restore, by hand",
     allow_gap: Annotated[bool, typer.Option("--allow-gap", help="Where the log has a hole, restore up to it.")] = False,
+    backup: Annotated[
+        str,
+        typer.Option("--backup", metavar="BACKUP_ID", help="Begin with this one; else the newest that will do."),
+    ] = "",
     from_url: Annotated[
         str | None, typer.Option("--from", metavar="URL", help="The repository; DR_REPOSITORY where left out.")
     ] = None,
@@ -91,6 +95,7 @@ def restore(
             outage_started_at=outage_start,
             target_time=to,
             target_location=str(Path(target).absolute()) if target else "",
+            backup_id=backup,
             reason=reason,
             plan=around.plan,
             now=around.clock.wall(),
@@ -137,7 +142,7 @@ def _restore(around: Surroundings, request: RestoreRequest, *, allow_gap: bool, 
 def _carry_out(
     around: Surroundings, request: RestoreRequest, execution: Execution, *, allow_gap: bool
 ) -> tuple[Assessment, RestoredServer, Validated]:
-    assessment = assess(around, execution, request.destination, None, allow_gap=allow_gap)
+    assessment = assess(around, execution, request.destination, None, allow_gap=allow_gap, backup_id=request.backup_id)
     assessment = prepare(around, assessment, None)
     files = restore_latest_backup(around, assessment, None)
     server = apply_wal(around, assessment, files, None)

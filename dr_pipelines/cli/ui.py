@@ -28,7 +28,7 @@ from dr_pipelines.processes.identity import end_of, open_folder
 from dr_pipelines.processes.leases import Lease, Leases
 from dr_pipelines.processes.ports import free_port, is_free
 from dr_pipelines.repository.repository import open_repository
-from dr_pipelines.settings import Settings
+from dr_pipelines.settings import Settings, load_settings, service_key
 from dr_pipelines.timing import SystemClock
 
 __all__ = ["ui"]
@@ -96,24 +96,25 @@ def _alone(settings: Settings) -> Iterator[None]:
 def _with_database(terminal: Terminal, settings: Settings, leases: Leases) -> Settings:
     """Settings that name a database: the configured one, or the lab's, which is started."""
     service = _service(settings)
+    assert settings.repository is not None
+    if load_settings().repository is None or settings.dsn_of(service) is None:
+        # The lab's own; neither an agent nor a scheduled backup makes one.
+        open_repository(settings.repository, settings=settings, create=True)
     if settings.dsn_of(service) is not None:
         return settings
-    assert settings.repository is not None
-    # The agent waits for a repository and never makes one.
-    open_repository(settings.repository, settings=settings, create=True)
     lab = _lab(terminal, settings, leases)
     lab_database.start_agent(lab, service, leases, settings.as_environment(), ttl=_LEASE, sandbox=None)
     return settings.model_copy(
         update={
-            "dsn": {**settings.dsn, service: SecretStr(lab.dsn("postgres"))},
-            "spool": {**settings.spool, service: lab.spool},
+            "dsn": {**settings.dsn, service_key(service): SecretStr(lab.dsn("postgres"))},
+            "spool": {**settings.spool, service_key(service): lab.spool},
         }
     )
 
 
 def _service(settings: Settings) -> str:
     """The plan's first database; "database" where the plan is the checkout's or has none."""
-    plan = load_plan(settings.plan) if settings.plan.exists() else None
+    plan = load_plan(settings.plan) if settings.has_plan else None
     databases = [entry.name for entry in plan.services if entry.engine == "postgres"] if plan is not None else []
     return (databases or ["database"])[0]
 

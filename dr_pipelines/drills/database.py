@@ -9,7 +9,7 @@ of the repository and go when it ends; its record stays.
 import random
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -21,7 +21,7 @@ from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer
-from dr_pipelines.errors import DrError, ProcessError
+from dr_pipelines.errors import DrError, ExecutionError, ProcessError
 from dr_pipelines.lab import database as lab_database
 from dr_pipelines.lab.database import DATABASE, LabDatabase
 from dr_pipelines.lab.marks import read_marks, recovered_marks
@@ -149,44 +149,65 @@ def set_the_stage(around: Surroundings, options: DrillOptions, execution_id: str
 
 
 def lose_database(around: Surroundings, staged: Staged) -> Lost:
-    """Let the writers go on for a drawn while, print the recovery point, and destroy the host."""
+    """Let the writers go on for a drawn while, print the recovery point, and destroy the host.
+
+    Carried out again after an interruption, it goes on with the loss that was begun and with its moment. Raises
+    ExecutionError where the host is gone and nobody wrote down since when.
+    """
     leases, options = around.leases, staged.options
     lab = _lab(staged.lab_folder)
-    draw = random.Random(options.seed)
+    journal = Journal(around.repository.store, staged.execution_id)
+    store = drill_store(around, staged.execution_id, options.service)
     with leases.keep_renewed(lab.owner, LEASE):
-        store = drill_store(around, staged.execution_id, options.service)
-        backup_end = coverage.choose(store, None).manifest.stopped_at
-        patience = _PATIENCE + 2 * options.archive_timeout.total_seconds()
-        if not wait_until(lambda: _proven(store) > backup_end, timeout=patience, interval=0.2):
-            said = end_of(Path(staged.lab_folder) / "agent.log", lines=3)
-            raise ProcessError(
-                f"the log written after the backup did not reach the repository within {patience:.0f} s: {said}"
-            )
-        # Anywhere in the cycle of the archive's switches, so that what is lost is measured and not arranged.
-        pause = draw.uniform(1.0, 1.0 + options.archive_timeout.total_seconds())
-        around.notes.info(f"the writers go on for {pause:.1f} s (seed {options.seed})")
-        around.clock.sleep(pause)
-        position = Log(store).read_position()
-        point = position.recovery_point if position is not None else None
-        around.notes.info(f"recovery point: {format_moment(point) if point else 'unknown'}")
-        around.notes.warning("killing every process of the database's host, deleting its data and its spool")
-        outage = lab_database.lose(lab, leases, around.clock)
-    execution = Journal(around.repository.store, staged.execution_id).begin(
-        Execution(
-            id=staged.execution_id,
-            kind="drill",
-            runbook=RUNBOOK,
-            service=options.service,
-            outage_started_at=outage,
-            started_at=staged.started_at,
-            target_time=None,
-            reason=options.reason,
-            requested_by=options.requested_by,
-            plan_sha256=around.plan.sha256 if around.plan is not None else None,
-            sandbox=staged.execution_id,
-        )
-    )
+        execution = journal.begun()
+        if execution is None:
+            if not lab_database.is_up(lab, leases):
+                raise ExecutionError(
+                    "the drill's host is gone, and since when was not written down", hint="start a new drill"
+                )
+            _let_writers_go_on(around, staged, store)
+            point = _recovery_point(store)
+            around.notes.info(f"recovery point: {format_moment(point) if point else 'unknown'}")
+            around.notes.warning("killing every process of the database's host, deleting its data and its spool")
+            # Written down at once, before the slow part: it is the start of the RTO, whatever happens from here on.
+            outage = lab_database.kill_host(lab, leases, around.clock)
+            execution = journal.begin(_execution(around, staged, outage))
+        else:
+            point = _recovery_point(store)
+        lab_database.delete_host(lab)
     return Lost(execution, options, staged.lab_folder, point)
+
+
+def _let_writers_go_on(around: Surroundings, staged: Staged, store: Store) -> None:
+    """Until the log after the backup has reached the repository, and then for a drawn while."""
+    options = staged.options
+    backup_end = coverage.choose(store, None).manifest.stopped_at
+    patience = _PATIENCE + 2 * options.archive_timeout.total_seconds()
+    if not wait_until(lambda: (_recovery_point(store) or backup_end) > backup_end, timeout=patience, interval=0.2):
+        said = end_of(Path(staged.lab_folder) / "agent.log", lines=3)
+        raise ProcessError(
+            f"the log written after the backup did not reach the repository within {patience:.0f} s: {said}"
+        )
+    # Anywhere in the cycle of the archive's switches, so that what is lost is measured and not arranged.
+    pause = random.Random(options.seed).uniform(1.0, 1.0 + options.archive_timeout.total_seconds())
+    around.notes.info(f"the writers go on for {pause:.1f} s (seed {options.seed})")
+    around.clock.sleep(pause)
+
+
+def _execution(around: Surroundings, staged: Staged, outage_started_at: datetime) -> Execution:
+    return Execution(
+        id=staged.execution_id,
+        kind="drill",
+        runbook=RUNBOOK,
+        service=staged.options.service,
+        outage_started_at=outage_started_at,
+        started_at=staged.started_at,
+        target_time=None,
+        reason=staged.options.reason,
+        requested_by=staged.options.requested_by,
+        plan_sha256=around.plan.sha256 if around.plan is not None else None,
+        sandbox=staged.execution_id,
+    )
 
 
 def measure_drill(
@@ -234,12 +255,13 @@ def _measure_loss(around: Surroundings, lost: Lost, server: RestoredServer) -> L
     except (ValueError, OSError, DrError, psycopg.Error) as error:
         text = str(error).strip()
         return Loss(None, f"not measured: {text}", None, None, (Check("markers_compared", None, text),))
+    method = (
+        "markers: outage's start minus the newest recovered row of the unbroken sequence, the worst of "
+        f"{lost.options.writers} writers; 0 where no acknowledged row is lost"
+    )
     return Loss(
         rpo=measured.rpo,
-        method=(
-            "markers: outage's start minus the newest recovered row of the unbroken sequence, the worst of "
-            f"{lost.options.writers} writers; 0 where no acknowledged row is lost"
-        ),
+        method=f"not measured: {measured.unmeasured}" if measured.unmeasured is not None else method,
         recovered_to=max((moment for found in rows.values() for _, moment in found), default=None),
         rows=Rows(acknowledged=measured.rows.acknowledged, recovered=measured.rows.recovered, lost=measured.rows.lost),
         checks=measured.checks,
@@ -319,11 +341,9 @@ def _lab(folder: str) -> LabDatabase:
     return lab
 
 
-def _proven(store: Store) -> datetime:
+def _recovery_point(store: Store) -> datetime | None:
     position = Log(store).read_position()
-    if position is None or position.recovery_point is None:
-        return datetime.min.replace(tzinfo=UTC)
-    return position.recovery_point
+    return position.recovery_point if position is not None else None
 
 
 def _owner(execution_id: str) -> str:

@@ -34,9 +34,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The RPO, None where nothing was acknowledged and so nothing measured; the rows; the checks of integrity."""
+    """The RPO, or None and why it was not measured; the rows; the checks of integrity."""
 
     rpo: timedelta | None
+    unmeasured: str | None
     rows: Rows
     checks: tuple[Check, ...]
 
@@ -68,12 +69,13 @@ class _Writer:
         """The attempts from the first one on that came back without a gap."""
         return tuple(takewhile(lambda row: row.seq in self.returned, self.attempts))
 
-    def data_loss(self, outage_started_at: datetime) -> timedelta:
-        """How far back the loss reaches; zero where no acknowledged row is lost."""
+    def data_loss(self, outage_started_at: datetime) -> timedelta | None:
+        """How far back the loss reaches; zero where no acknowledged row is lost, None where no row is left to tell."""
         if not self.lost:
             return timedelta(0)
-        newest = (self.unbroken or self.attempts)[-1 if self.unbroken else 0]
-        return max(timedelta(0), outage_started_at - newest.attempted_at)
+        if not self.unbroken:
+            return None
+        return max(timedelta(0), outage_started_at - self.unbroken[-1].attempted_at)
 
 
 def measure(
@@ -87,16 +89,18 @@ def measure(
 
     `recovered` has each writer's rows by number, `recovery_point` is the one that was printed before the outage. The
     RPO is the worst over the writers: outage start minus the attempt of the newest row of the unbroken sequence that
-    came back. Where nothing of a writer came back, it counts from the writer's first attempt, and is then the least
-    that was lost. Raises ValueError where two logs are of the same writer.
+    came back. Where that sequence is empty for a writer that lost rows, nothing says how far back the loss reaches, and
+    no RPO is measured. Raises ValueError where two logs are of the same writer.
     """
     if len({log.writer for log in marks}) != len(marks):
         raise ValueError("two logs are of the same writer: the rows of one cannot be told from those of the other")
     writers = [_Writer(log.writer, log.attempts, recovered.get(log.writer, ())) for log in marks]
     acknowledged = sum(len(writer.acknowledged) for writer in writers)
     lost = sum(len(writer.lost) for writer in writers)
+    rpo, unmeasured = _rpo(writers, outage_started_at)
     return Measurement(
-        rpo=max(writer.data_loss(outage_started_at) for writer in writers) if acknowledged else None,
+        rpo=rpo,
+        unmeasured=unmeasured,
         rows=Rows(acknowledged, acknowledged - lost, lost),
         checks=(
             _gapless_prefix(writers),
@@ -107,6 +111,16 @@ def measure(
             _time_stamps_go_forward(writers),
         ),
     )
+
+
+def _rpo(writers: Sequence[_Writer], outage_started_at: datetime) -> tuple[timedelta | None, str | None]:
+    if not any(writer.acknowledged for writer in writers):
+        return None, "no row was acknowledged before the outage"
+    losses = {writer.number: writer.data_loss(outage_started_at) for writer in writers}
+    gone = [str(number) for number, loss in losses.items() if loss is None]
+    if gone:
+        return None, f"of writer {', '.join(gone)} not even the first row came back, so the loss has no known beginning"
+    return max(loss for loss in losses.values() if loss is not None), None
 
 
 def _gapless_prefix(writers: Sequence[_Writer]) -> Check:

@@ -33,9 +33,8 @@ def read_options(
 
     Raises UsageError that names what cannot be accepted.
     """
-    if plan is not None and plan.service(service).engine != "postgres":
-        having = ", ".join(entry.name for entry in plan.services if entry.engine == "postgres") or "none"
-        raise UsageError(f'service: "{service}" is no PostgreSQL service of the plan', hint=f"those are: {having}")
+    if plan is not None:
+        plan.require_database(service)
     try:
         timeout = parse_duration(archive_timeout)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The lab's database host: a real PostgreSQL of its own with the hotel's data, its agent, its spool, and writers.
 
 Everything lies in one scratch folder below the state folder and runs under leases of one owner, so that it is found and
-ended whatever happens. `lose` is the disaster: every process of the host is killed, its data and its spool are gone;
-the writers' logs are not on that host and stay.
+ended whatever happens. `kill_host` and `delete_host` are the disaster: every process of the host is killed, its data
+and its spool are gone; the writers' logs are not on that host and stay.
 """
 
 import os
@@ -26,7 +26,7 @@ from dr_pipelines.processes.identity import Identity, end_of, give_to, open_fold
 from dr_pipelines.processes.leases import Leases
 from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.postgres import Server, find_binaries, initdb
-from dr_pipelines.settings import Settings
+from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import Clock, wait_until
 
 __all__ = ["DATABASE", "LabDatabase"]
@@ -166,7 +166,7 @@ def start_agent(
     argv = [sys.executable, "-m", "dr_pipelines.agent", "--service", service]
     if sandbox is not None:
         argv += ["--sandbox", sandbox]
-    own = {f"DR_DSN__{service.upper()}": lab.dsn("postgres"), f"DR_SPOOL__{service.upper()}": str(lab.spool)}
+    own = {variable("dsn", service): lab.dsn("postgres"), variable("spool", service): str(lab.spool)}
     leases.start(argv, kind="agent", owner=lab.owner, env={**environment, **own}, log=lab.folder / "agent.log", ttl=ttl)
 
 
@@ -198,14 +198,25 @@ def _begun(lab: LabDatabase, count: int) -> tuple[WriterMarks, ...]:
     return tuple(found)
 
 
-def lose(lab: LabDatabase, leases: Leases, clock: Clock) -> datetime:
-    """SIGKILL every process of the host, delete its data and its spool. Returns the moment before the first kill."""
+def is_up(lab: LabDatabase, leases: Leases) -> bool:
+    """Whether the host's server runs."""
+    return any(leases.alive(lease) for lease in leases.of(lab.owner, "postgres"))
+
+
+def kill_host(lab: LabDatabase, leases: Leases, clock: Clock) -> datetime:
+    """SIGKILL every process of the host. Returns the moment before the first kill."""
     host = [lease for kind in ("postgres", "agent") for lease in leases.of(lab.owner, kind)]
     moment = clock.wall()
     for lease in host:
         leases.kill(lease)
-    shutil.rmtree(lab.folder / "host")
     return moment
+
+
+def delete_host(lab: LabDatabase) -> None:
+    """Delete the host's data and its spool. Idempotent; what an interruption left is deleted too."""
+    while (lab.folder / "host").exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(lab.folder / "host")
 
 
 def wait_for_writers(lab: LabDatabase, leases: Leases, timeout: float) -> None:

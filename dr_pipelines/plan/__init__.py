@@ -4,6 +4,7 @@ from dr_pipelines.plan.checks import check_plan
 from dr_pipelines.plan.findings import Finding, Level
 from dr_pipelines.plan.models import (
     PLAN_VERSION,
+    RESTORE_STEPS,
     Engine,
     Objectives,
     Plan,
@@ -22,6 +23,7 @@ from dr_pipelines.plan.values import Expectation, parse_expectation
 
 __all__ = [
     "PLAN_VERSION",
+    "RESTORE_STEPS",
     "Engine",
     "Expectation",
     "Finding",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from dr_pipelines.plan.findings import Finding, Level
-from dr_pipelines.plan.models import Plan, Runbook, Service
+from dr_pipelines.plan.models import RESTORE_STEPS, Plan, Runbook, Service
 from dr_pipelines.timing import format_duration
 
 __all__ = ["check_plan"]
@@ -16,6 +16,7 @@ def check_plan(plan: Plan) -> tuple[Finding, ...]:
     An interval or a sum of budgets that is as long as its objective is a warning, a longer one an error.
     """
     findings = [finding for service in plan.services for finding in _check_service(plan, service)]
+    findings += _check_identifiers(plan)
     findings += [finding for runbook in plan.runbooks for finding in _check_runbook(plan, runbook)]
     return tuple(sorted(findings, key=lambda finding: finding.line or 0))
 
@@ -46,7 +47,18 @@ def _check_service(plan: Plan, service: Service) -> Iterator[Finding]:
         elif service.engine == "postgres" and not given:
             purpose = "is kept" if key == "backup" else "is shown after a restore"
             yield _finding(plan, Level.WARNING, where, f"no {key}, so nothing that was promised {purpose}")
+    if service.engine == "postgres" and plan.runbook_for(service.name) is None:
+        yield _finding(plan, Level.WARNING, where, "no runbook, so a restore's steps are held against no budget")
     yield from _check_log(plan, service)
+
+
+def _check_identifiers(plan: Plan) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for service in plan.services:
+        other = seen.setdefault(service.name.replace("-", "_"), service.name)
+        if other != service.name:
+            message = f'variables and assets cannot tell it from "{other}"; expected another name'
+            yield _finding(plan, Level.ERROR, f"services.{service.name}.name", message)
 
 
 def _check_log(plan: Plan, service: Service) -> Iterator[Finding]:
@@ -73,6 +85,8 @@ def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
         allowed=runbook.rto,
         objective="runbook's RTO",
     )
+    if plan.service(runbook.service).engine == "postgres":
+        yield from _check_step_names(plan, runbook)
     objectives = plan.objectives(runbook.service)
     promises = (("rto", runbook.rto, objectives.rto), ("rpo", runbook.rpo, objectives.rpo))
     for key, own, promised in promises:
@@ -80,6 +94,18 @@ def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
             limit = f"the {key.upper()} of {runbook.service}, {format_duration(promised)}"
             message = f"found {format_duration(own)}; expected at most {limit}"
             yield _finding(plan, Level.ERROR, f"{where}.{key}", message)
+
+
+def _check_step_names(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
+    where, names = f"runbooks.{runbook.name}.steps", [step.name for step in runbook.steps]
+    steps = ", ".join(RESTORE_STEPS)
+    for name in names:
+        if name not in RESTORE_STEPS:
+            message = f"a restore has no step {name}, so its budget is never used; its steps: {steps}"
+            yield _finding(plan, Level.WARNING, f"{where}.{name}", message)
+    missing = [name for name in RESTORE_STEPS if name not in names]
+    if missing:
+        yield _finding(plan, Level.WARNING, where, f"no budget for {', '.join(missing)}, which a restore carries out")
 
 
 def _headroom(

@@ -17,6 +17,7 @@ from dr_pipelines.plan.values import Cron, Duration, Expected, Identifier, Name,
 
 __all__ = [
     "PLAN_VERSION",
+    "RESTORE_STEPS",
     "Engine",
     "Objectives",
     "Plan",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 PLAN_VERSION = 1
+RESTORE_STEPS = ("assess", "prepare", "restore_latest_backup", "apply_wal", "validate")
+"""The steps that a restore of a PostgreSQL service carries out, by the names that its runbook gives them budgets by."""
 
 Engine = Literal["postgres", "redis", "mariadb", "application", "secrets"]
 _NAME = "a name of small letters, digits, - and _ that begins with a letter"
@@ -178,14 +181,22 @@ class Plan:
         """The runbook of that name. Raises UsageError with the known names where there is none."""
         return _find("runbook", name, self.runbooks)
 
-    def runbook_for(self, service: str) -> Runbook:
-        """The runbook that brings a service back. Raises UsageError where there is no such service or runbook."""
-        name = self.service(service).name
-        for runbook in self.runbooks:
-            if runbook.service == name:
-                return runbook
-        having = ", ".join(runbook.service for runbook in self.runbooks) or "none"
-        raise UsageError(f'the plan has no runbook for the service "{name}"', hint=f"services that have one: {having}")
+    def runbook_for(self, service: str) -> Runbook | None:
+        """The runbook that brings a service back; None where the plan has none for it."""
+        return next((runbook for runbook in self.runbooks if runbook.service == service), None)
+
+    def budgets(self, service: str) -> dict[str, timedelta]:
+        """By step: how long it may take when the service is brought back; nothing where the plan has no runbook."""
+        runbook = self.runbook_for(service)
+        return {step.name: step.budget for step in runbook.steps} if runbook is not None else {}
+
+    def require_database(self, name: str) -> Service:
+        """The PostgreSQL service of that name. Raises UsageError with those that there are."""
+        service = self.service(name)
+        if service.engine != "postgres":
+            having = ", ".join(entry.name for entry in self.services if entry.engine == "postgres") or "none"
+            raise UsageError(f'"{name}" is no PostgreSQL service of the plan', hint=f"those are: {having}")
+        return service
 
     def tier_of(self, service: Service | str) -> Tier:
         """The tier of a service. Raises UsageError where there is no such service."""

@@ -77,12 +77,20 @@ def give_to(path: Path, identity: Identity | None, *, recursive: bool = False) -
 
 
 def open_folder(path: Path) -> Path:
-    """Make sure that the folder is there; what is created, parents too, everybody may enter, whatever the umask."""
-    if not path.is_dir():
-        open_folder(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir()
-            path.chmod(0o755)
+    """Make sure that the folder is there; what is created, parents too, everybody may enter, whatever the umask.
+
+    Raises ConfigurationError where it cannot be.
+    """
+    try:
+        if not path.is_dir():
+            open_folder(path.parent)
+            with suppress(FileExistsError):
+                path.mkdir()
+                path.chmod(0o755)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder {path} cannot be made: {error.strerror}", hint="set DR_STATE_DIR to a folder that is yours"
+        ) from None
     return path
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from markupsafe import Markup
 
+from dr_pipelines.engines.verdict import Verdict
 from dr_pipelines.reports.adherence import History
 from dr_pipelines.reports.svg import Drawing, Scale, duration_ticks
 from dr_pipelines.reports.text import VERDICT_MARKS, phases_of, seconds_text, share_text, words
@@ -108,7 +109,7 @@ def history_plot(history: History, objective: str, promised: timedelta | None, n
         x = left + gap * (number + 0.5)
         tip = f"{record.started_at:%Y-%m-%d}: {seconds_text(value)}, {record.execution_id}"
         if value is None:
-            drawing.text("unmeasured", x, bottom - 4, VERDICT_MARKS[record.verdicts.rto], "middle")
+            drawing.text("unmeasured", x, bottom - 4, VERDICT_MARKS[Verdict.UNVERIFIED], "middle")
         elif promised is not None and value > promised.total_seconds():
             y = height(value)
             drawing.path("dot over", [(x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y)], closed=True, tip=tip)

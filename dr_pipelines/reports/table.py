@@ -1,7 +1,5 @@
 """Reports for a terminal."""
 
-from datetime import timedelta
-
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -14,6 +12,7 @@ from dr_pipelines.reports.text import (
     KIND_TITLES,
     VERDICT_MARKS,
     age_text,
+    beside,
     moment_text,
     phases_of,
     printable,
@@ -91,16 +90,11 @@ def _service_row(service: ServiceAdherence, adherence: Adherence) -> list[Text]:
     rto, rpo = (record.rto_seconds, record.rpo_seconds) if record is not None else (None, None)
     return [
         name,
-        Text(_beside(rto, service.objectives.rto)),
-        Text(_beside(rpo, service.objectives.rpo)),
+        Text(beside(rto, service.objectives.rto)),
+        Text(beside(rpo, service.objectives.rpo)),
         verdict_text(verdict),
         Text(last),
     ]
-
-
-def _beside(seconds: float | None, promised: timedelta | None) -> str:
-    promise = format_duration(promised) if promised is not None else "nothing"
-    return f"{format_seconds(seconds)} / {promise}"
 
 
 def _objectives(record: Record) -> Table:

@@ -11,6 +11,7 @@ __all__ = [
     "KIND_TITLES",
     "VERDICT_MARKS",
     "age_text",
+    "beside",
     "moment_text",
     "phases_of",
     "printable",
@@ -42,6 +43,11 @@ def words(name: str) -> str:
 def seconds_text(seconds: float | None) -> str:
     """A measured duration, or that there is none."""
     return format_duration(timedelta(seconds=seconds)) if seconds is not None else "not measured"
+
+
+def beside(seconds: float | None, promised: timedelta | None) -> str:
+    """What was measured beside what was promised: "4.2s / 1h"."""
+    return f"{seconds_text(seconds)} / {format_duration(promised) if promised is not None else 'nothing'}"
 
 
 def share_text(part: float, whole: float) -> str:

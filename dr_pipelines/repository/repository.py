@@ -150,7 +150,7 @@ def _open(store: Store, *, create: bool, clock: Clock) -> Repository:
     if not create:
         raise RepositoryError(
             f"there is no repository in {store.url}",
-            hint="is DR_REPOSITORY right, is its disk mounted? `dr backup full SERVICE` makes one in an empty place",
+            hint="is DR_REPOSITORY right, is its disk mounted? `dr backup full SERVICE --create` makes one there",
         )
     root = seal({"format_version": FORMAT_VERSION, "id": str(uuid.uuid4()), "created_at": format_moment(clock.wall())})
     store.put_if_absent(_ROOT, [root])

@@ -8,22 +8,29 @@ from dr_pipelines.errors import ConfigurationError
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.runbooks.database_restore import Surroundings
+from dr_pipelines.settings import Settings, variable
 
-__all__ = ["back_up", "verify_newest"]
+__all__ = ["back_up", "require_dsn", "verify_newest"]
+
+
+def require_dsn(settings: Settings, service: str) -> str:
+    """How the service's server is reached. Raises ConfigurationError where nobody said so."""
+    dsn = settings.dsn_of(service)
+    if dsn is None:
+        name = variable("dsn", service)
+        raise ConfigurationError(
+            f"{name} is not set, so the server of {service} cannot be reached",
+            hint=f"{name}='host=... port=5432 user=... password=... dbname=postgres'",
+        )
+    return dsn
 
 
 def back_up(around: Surroundings, service: str) -> BackupResult:
     """A full backup of the server that DR_DSN__<SERVICE> names, and the plan beside it.
 
-    Raises ConfigurationError where nobody said how the server is reached, and what `take_backup` raises.
+    Raises what `require_dsn` and `take_backup` raise.
     """
-    dsn = around.settings.dsn_of(service)
-    if dsn is None:
-        name = f"DR_DSN__{service.upper()}"
-        raise ConfigurationError(
-            f"{name} is not set, so the server of {service} cannot be reached",
-            hint=f"{name}='host=... port=5432 user=... password=... dbname=postgres'",
-        )
+    dsn = require_dsn(around.settings, service)
     with connect(dsn) as connection:
         facts = read_facts(connection)
     result = take_backup(

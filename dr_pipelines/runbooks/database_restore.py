@@ -18,7 +18,14 @@ from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer, start_recovered
 from dr_pipelines.engines.postgres.restore import restore_files
 from dr_pipelines.engines.postgres.wal import Lsn
-from dr_pipelines.errors import ConfigurationError, ExecutionError, LogGap
+from dr_pipelines.errors import (
+    ConfigurationError,
+    ExecutionError,
+    LogGap,
+    NotCovered,
+    ObjectCorrupt,
+    ObjectMissing,
+)
 from dr_pipelines.plan import Plan, Validation, load_plan, parse_plan
 from dr_pipelines.processes.identity import Identity, server_identity
 from dr_pipelines.processes.leases import Leases
@@ -34,7 +41,6 @@ from dr_pipelines.timing import Clock, SystemClock, format_bytes, format_moment
 
 __all__ = [
     "RUNBOOK",
-    "STEPS",
     "Assessment",
     "RestoredFiles",
     "Surroundings",
@@ -51,7 +57,6 @@ __all__ = [
 ]
 
 RUNBOOK = "database_restore"
-STEPS = ("assess", "prepare", "restore_latest_backup", "apply_wal", "validate")
 LEASE = timedelta(minutes=30)
 """How long a restored server outlives the last sign of the run that restores it."""
 _MARGIN = 256 << 20
@@ -108,7 +113,7 @@ def surroundings(
 
 
 def _plan(settings: Settings, repository: Repository) -> Plan | None:
-    if settings.plan.exists():
+    if settings.has_plan:
         return load_plan(settings.plan)
     text = repository.latest_plan()
     return parse_plan(text, name=f"the plan in {repository.url}") if text is not None else None
@@ -156,18 +161,22 @@ class Validated:
 
 def steps_of(around: Surroundings, execution: Execution, run_id: str | None) -> StepRunner:
     """The timer of this execution's steps, with the plan's budgets."""
-    budgets: dict[str, timedelta] = {}
-    if around.plan is not None:
-        budgets = {step.name: step.budget for step in around.plan.runbook(execution.runbook).steps}
+    budgets = around.plan.budgets(execution.service) if around.plan is not None else {}
     return StepRunner(Journal(around.repository.store, execution.id), budgets, around.clock, around.notes, run_id)
 
 
 def assess(
-    around: Surroundings, execution: Execution, destination: Path | None, run_id: str | None, *, allow_gap: bool = True
+    around: Surroundings,
+    execution: Execution,
+    destination: Path | None,
+    run_id: str | None,
+    *,
+    allow_gap: bool = True,
+    backup_id: str | None = None,
 ) -> Assessment:
     """Step 1: which backup and which of the log, how far that leads, what it will take. Changes nothing."""
     with steps_of(around, execution, run_id).step("assess") as tell:
-        assessment = plan_restore(around, execution, destination)
+        assessment = plan_restore(around, execution, destination, backup_id)
         if assessment.gap:
             if not allow_gap:
                 raise LogGap(assessment.gap, hint="--allow-gap restores up to the hole")
@@ -180,14 +189,21 @@ def assess(
     return assessment
 
 
-def plan_restore(around: Surroundings, execution: Execution, destination: Path | None) -> Assessment:
-    """What a restore would take; reads the repository only."""
+def plan_restore(
+    around: Surroundings, execution: Execution, destination: Path | None, backup_id: str | None = None
+) -> Assessment:
+    """What a restore would take; reads the repository only. Raises NotCovered where that backup does not lead there."""
     store = _store(around, execution)
     place = destination or _scratch(around, execution.id) / "data"
     note = target.read_note(place)
     begun_with = note.backup_id if note is not None and note.execution_id == execution.id else None
-    covered = coverage.choose(store, execution.target_time, begun_with)
+    covered = coverage.choose(store, execution.target_time, backup_id or begun_with)
     manifest = covered.manifest
+    if backup_id is not None and manifest.backup_id != backup_id:
+        raise NotCovered(
+            f"the backup {backup_id} is not one of those in {store.url} that lead to what is asked for",
+            hint=f"dr backup list {execution.service}",
+        )
     log_bytes = sum("." not in name for name in covered.chain.files) * covered.segment_size
     return Assessment(
         execution=execution,
@@ -229,15 +245,19 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
         store = _store(around, assessment.execution, assessment.system_identifier)
         manifest = read_manifest(store, assessment.backup_id)
         binaries = find_binaries(around.settings, assessment.major)
-        fetched, verified = restore_files(
-            store,
-            manifest,
-            place,
-            binaries,
-            identity=around.identity,
-            workers=around.settings.workers,
-            progress=lambda done, total: around.progress("restoring the backup", done, total),
-        )
+        try:
+            fetched, verified = restore_files(
+                store,
+                manifest,
+                place,
+                binaries,
+                identity=around.identity,
+                workers=around.settings.workers,
+                progress=lambda done, total: around.progress("restoring the backup", done, total),
+            )
+        except (ObjectCorrupt, ObjectMissing) as error:
+            error.hint = error.hint or "an earlier backup and the log after it may do: dr restore --backup BACKUP_ID"
+            raise
         tell(f"{fetched} of {len(manifest.parts)} parts fetched, {format_bytes(manifest.raw_bytes)}; {verified.detail}")
     return RestoredFiles(assessment.target, fetched, verified)
 

@@ -68,6 +68,7 @@ class Execution(BaseModel):
     id: str
     kind: Literal["drill", "restore"]
     runbook: str
+    """What is carried out, by the name of its job; the plan's budgets are found by the service."""
     service: str
     outage_started_at: AwareDatetime | None
     """When the users were hurt; None where nobody stated it, and then the RTO is not measured."""
@@ -120,6 +121,10 @@ class Journal:
         """Write down what is fixed; returns what was written first, where that had happened before."""
         self._store.put_if_absent("execution.json", [seal(execution.model_dump(mode="json"))])
         return self.execution()
+
+    def begun(self) -> Execution | None:
+        """What is fixed; None where it has not begun."""
+        return self.execution() if self._store.info("execution.json") is not None else None
 
     def execution(self) -> Execution:
         """What is fixed. Raises ExecutionError where there is no such execution."""

@@ -233,9 +233,7 @@ def _integrity(checks: Sequence[Check], errors: Sequence[str]) -> Verdict:
 
 
 def _step_result(state: StepState, plan: Plan | None, execution: Execution) -> StepResult:
-    budget = None
-    if plan is not None:
-        budget = next((step.budget for step in plan.runbook(execution.runbook).steps if step.name == state.step), None)
+    budget = plan.budgets(execution.service).get(state.step) if plan is not None else None
     # A record is made when the execution has ended: what the journal leaves running has lost its run.
     gone = state.outcome in (Outcome.RUNNING, Outcome.INTERRUPTED)
     return StepResult(

@@ -26,6 +26,8 @@ class RestoreRequest:
     """None: the latest point."""
     destination: Path | None
     """None: a new folder below the state folder."""
+    backup_id: str | None
+    """None: the newest that will do."""
     reason: str
 
 
@@ -35,14 +37,14 @@ def read_request(
     outage_started_at: str | None,
     target_time: str,
     target_location: str,
+    backup_id: str,
     reason: str,
     plan: Plan | None,
     now: datetime,
 ) -> RestoreRequest:
     """What the texts say. Raises UsageError that names the one that cannot be accepted."""
-    if plan is not None and plan.service(service).engine != "postgres":
-        having = ", ".join(entry.name for entry in plan.services if entry.engine == "postgres") or "none"
-        raise UsageError(f'service: "{service}" is no PostgreSQL service of the plan', hint=f"those are: {having}")
+    if plan is not None:
+        plan.require_database(service)
     if not reason.strip():
         raise UsageError("reason: it is empty", hint="say why, in a few words: it stands in the record")
     wanted = target_time.strip()
@@ -54,6 +56,7 @@ def read_request(
         outage_started_at=_past("outage_started_at", outage_started_at, now) if outage_started_at is not None else None,
         target_time=None if wanted == LATEST else _past("target_time", wanted, now),
         destination=destination,
+        backup_id=backup_id.strip() or None,
         reason=reason.strip(),
     )
 

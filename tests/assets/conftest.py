@@ -162,7 +162,9 @@ class Hotel:
         return moment
 
     def lose(self) -> datetime:
-        return lab_database.lose(self.lab, self.machine.leases, SystemClock())
+        moment = lab_database.kill_host(self.lab, self.machine.leases, SystemClock())
+        lab_database.delete_host(self.lab)
+        return moment
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def hotel() -> Iterator[Hotel]:
         environment = {**settings.as_environment(), "PYTHONPATH": str(ROOT)}
         lab_database.start_agent(lab, "database", leases, environment, ttl=_LEASE, sandbox=None)
         hotel.write("before")
-        made = hotel.dr("backup", "full", "database", "--json")
+        made = hotel.dr("backup", "full", "database", "--create", "--json")
         assert made.code == 0, made.err
         hotel.backup_id = made.document["backup_id"]
         hotel.write("after")

@@ -82,6 +82,7 @@ def test_a_service_that_the_plan_does_not_know_is_refused(dr: Dr) -> None:
 
     assert made.code == 2
     assert "database" in made.err
+    assert not (dr.folder / "repository").exists()
 
 
 def test_a_service_of_another_engine_is_refused(dr: Dr) -> None:
@@ -99,10 +100,28 @@ def test_without_a_connection_string_the_variable_is_named(dr: Dr) -> None:
     assert "Traceback" not in made.err
 
 
+def test_an_empty_place_becomes_a_repository_only_where_that_is_said(dr: Dr) -> None:
+    (dr.folder / "mount").mkdir()  # of a disk that is not mounted
+    elsewhere = Dr(
+        {**dr.environment, "DR_REPOSITORY": str(dr.folder / "mount"), "DR_DSN__DATABASE": "port=1"}, dr.folder
+    )
+
+    refused = elsewhere("backup", "full", "database", DR_PLAN=PLAN)
+
+    assert refused.code == 1
+    assert "is its disk mounted" in refused.err and "--create" in refused.err
+    assert not any((dr.folder / "mount").iterdir())
+
+    elsewhere("backup", "full", "database", "--create", DR_PLAN=PLAN)
+
+    assert (dr.folder / "mount" / "dr-repository.json").exists()
+
+
 def test_a_server_that_does_not_answer_is_said_without_its_password(dr: Dr) -> None:
     dsn = "host=127.0.0.1 port=1 user=postgres password=hunter2"
 
-    made = dr("backup", "full", "database", DR_PLAN=PLAN, DR_REPOSITORY=dr.folder / "repository", DR_DSN__DATABASE=dsn)
+    repository = dr.folder / "repository"
+    made = dr("backup", "full", "database", "--create", DR_PLAN=PLAN, DR_REPOSITORY=repository, DR_DSN__DATABASE=dsn)
 
     assert made.code == 1
     assert "cannot be reached" in made.err
@@ -112,7 +131,7 @@ def test_a_server_that_does_not_answer_is_said_without_its_password(dr: Dr) -> N
 def test_an_interrupted_backup_leaves_no_backup_and_no_process(hotel: Hotel, world_readable_folder: Path) -> None:
     # No agent ships the log here, so that the backup waits for it until it is interrupted.
     repository = world_readable_folder / "repository"
-    running = hotel.dr.start("backup", "full", "database", DR_REPOSITORY=repository)
+    running = hotel.dr.start("backup", "full", "database", "--create", DR_REPOSITORY=repository)
     assert running.stderr is not None
     assert any("backing up: 100 %" in line for line in running.stderr)
 

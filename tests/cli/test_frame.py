@@ -144,8 +144,35 @@ def test_a_page_that_cannot_be_written_is_wrong_usage(dr: Dr) -> None:
     assert "/nosuch/x.html cannot be written" in refused.err
 
 
+def test_a_page_that_was_there_stays_where_the_new_one_cannot_be_written(dr: Dr, bare_package: Path) -> None:
+    page = dr.folder / "report.html"
+    page.write_text("the last one")
+    small_files = ["bash", "-c", 'ulimit -f 8; exec "$0" "$@"']
+
+    alone = Dr({**dr.environment, "DR_LAB_REPOSITORY": "folder", "PYTHONPATH": str(bare_package)}, dr.folder)
+    refused = alone("report", "adherence", "--html", page, prefix=small_files, DR_PLAN=PLAN)
+
+    assert refused.code == 2, refused.err
+    assert "cannot be written" in refused.err
+    assert page.read_text() == "the last one"
+    assert list(dr.folder.glob(".*draft")) == []
+
+
+def test_a_state_folder_that_cannot_be_made_is_a_matter_of_configuration(dr: Dr) -> None:
+    for command in (["drill", "database"], ["exposure"]):
+        refused = dr(*command, DR_STATE_DIR="/proc/nowhere", DR_PLAN=PLAN, DR_LAB_REPOSITORY="folder")
+        assert (refused.code, "unexpected" in refused.err) == (2, False), refused.err
+        assert "DR_STATE_DIR" in refused.err
+
+
+def test_a_plan_whose_place_cannot_be_looked_at_is_one_too(dr: Dr) -> None:
+    refused = dr("exposure", DR_PLAN="x" * 5000, DR_LAB_REPOSITORY="folder")
+    assert (refused.code, "unexpected" in refused.err) == (2, False), refused.err
+    assert "DR_PLAN" in refused.err
+
+
 def test_an_agent_of_no_service_of_the_plan_is_refused(dr: Dr) -> None:
     refused = dr("agent", "--service", "nosuch", DR_PLAN=PLAN, DR_REPOSITORY=dr.folder / "repository")
 
     assert refused.code == 2
-    assert "has no database nosuch" in refused.err and "database" in refused.err
+    assert 'no service "nosuch"' in refused.err and "database" in refused.err

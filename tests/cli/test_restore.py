@@ -221,6 +221,17 @@ def test_a_damaged_part_fails_the_restore_with_a_record_that_names_it(alone: Dr)
     assert (failed.code, failed.document["error"]["code"]) == (1, "object-corrupt")
     assert stored["verdict"] == "unverified"
     assert "parts/000000" in json.dumps(stored["deviations"])
+    assert "--backup" in failed.document["error"]["hint"]
+
+
+def test_the_backup_to_begin_with_can_be_named(hotel: Hotel, alone: Dr) -> None:
+    named = alone("restore", "database", "--dry-run", "--json", "--backup", hotel.backup_id)
+    unknown = alone("restore", "database", "--dry-run", "--json", "--backup", "20200101T000000Z-full-abcdef")
+
+    assert named.document["backup_id"] == hotel.backup_id
+    assert (unknown.code, unknown.document["error"]["code"]) == (2, "not-covered")
+    assert "20200101T000000Z-full-abcdef" in unknown.document["error"]["message"]
+    assert "dr backup list" in unknown.document["error"]["hint"]
 
 
 def test_from_overrides_the_configured_repository(alone: Dr) -> None:
@@ -260,6 +271,19 @@ def test_a_plan_that_cannot_be_accepted_does_not_stop_a_restore(alone: Dr) -> No
 
     assert said.code == 0
     assert "without a plan" in said.err
+
+
+def test_a_plan_without_a_runbook_takes_the_budgets_away_and_nothing_else(alone: Dr) -> None:
+    text = PLAN.read_text()
+    (alone.folder / "recovery-plan.yaml").write_text(text[: text.index("runbooks:")])
+
+    done = alone("restore", "database", "--target", alone.folder / "restored" / "data", "--json")
+
+    assert done.code == 3, done.err
+    record = done.document["record"]
+    assert record["verdicts"]["integrity"] == "met"
+    assert {step["budget_seconds"] for step in record["steps"]} == {None}
+    assert record["rto_objective_seconds"] == 3600
 
 
 @pytest.mark.parametrize("content", [b"{}", b"\xff\xfe", b""])

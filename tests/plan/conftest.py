@@ -32,12 +32,15 @@ runbooks:
     rto: 1h
     rpo: 10m
     steps:
-      - name: restore
+      - name: restore_latest_backup
         title: Restore
         budget: 20m
       - name: validate
         title: Validate
-        budget: 10m
+        budget: 7m
+      - {name: assess, title: Assess, budget: 1m}
+      - {name: prepare, title: Prepare, budget: 1m}
+      - {name: apply_wal, title: Apply, budget: 1m}
 """
 
 

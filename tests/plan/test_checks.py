@@ -96,6 +96,28 @@ def test_a_database_without_backup_or_validation_is_a_warning(small: str, begin:
     assert finding.message.startswith(f"no {begin.strip().rstrip(':')}, so nothing")
 
 
+def test_a_database_without_a_runbook_is_a_warning(small: str) -> None:
+    finding = _only(small[: small.index("runbooks:")])
+    assert (finding.level, finding.where, finding.line) == (Level.WARNING, "services.database", 8)
+    assert finding.message.startswith("no runbook")
+
+
+def test_names_that_differ_in_hyphens_alone_are_refused(small: str) -> None:
+    services = "".join(f"  - {{name: {name}, title: X, tier: critical, engine: redis}}\n" for name in ("a-b", "a_b"))
+    finding = _only(small.replace("runbooks:", services + "runbooks:"))
+    assert (finding.level, finding.where, finding.line) == (Level.ERROR, "services.a_b.name", 24)
+    assert '"a-b"' in finding.message
+
+
+def test_budgets_that_no_restore_reads_are_warnings(small: str) -> None:
+    plan, findings = inspect_plan(small.replace("name: assess", "name: asses"))
+    assert plan is not None
+    assert [(finding.level, finding.message.partition(",")[0]) for finding in findings] == [
+        (Level.WARNING, "no budget for assess"),
+        (Level.WARNING, "a restore has no step asses"),
+    ]
+
+
 def test_what_is_too_long_refuses_the_plan_with_its_line(small: str) -> None:
     with pytest.raises(
         PlanError, match=r"^recovery-plan\.yaml:29: runbooks\.database_restore\.steps: the steps add up to"

@@ -50,7 +50,7 @@ REFUSED = {
     "no unit": (
         "budget: 20m",
         "budget: 20",
-        "restore.budget",
+        "restore_latest_backup.budget",
         "found 20, which YAML reads as a number; expected a dur",
     ),
     "fraction": (
@@ -66,7 +66,12 @@ REFUSED = {
         "tiers.critical.rto",
         "found 1:30, which YAML reads as a number in base 60; ex",
     ),
-    "no time at all": ("budget: 20m", "budget: 0s", "restore.budget", '"0s" is no time at all; expected more than 0s'),
+    "no time at all": (
+        "budget: 20m",
+        "budget: 0s",
+        "restore_latest_backup.budget",
+        '"0s" is no time at all; expected more than 0s',
+    ),
     "unknown tier": (
         "tier: critical",
         "tier: critcal",
@@ -183,7 +188,7 @@ def test_refused_with_line_field_and_what_is_expected(small: str, old: str, new:
         ("    rto: 2h\n", "tiers.critical.rto", 3),
         ("    tier: critical\n", "services.database.tier", 8),
         ("      archive_timeout: 60s\n", "services.database.backup.archive_timeout", 13),
-        ("        budget: 10m\n", "runbooks.database_restore.steps.validate.budget", 33),
+        ("        budget: 7m\n", "runbooks.database_restore.steps.validate.budget", 33),
     ],
 )
 def test_a_missing_field_is_refused_at_the_entry_that_lacks_it(small: str, gone: str, field: str, line: int) -> None:
@@ -242,7 +247,7 @@ def test_a_long_value_is_shown_in_part(small: str) -> None:
 DUPLICATES = {
     "tier": ("services:\n", "  - {name: critical, title: C, rto: 1h, rpo: 1h}\nservices:\n", 7, "tiers.1.name"),
     "service": ("runbooks:\n", "  - {name: database, title: D, tier: critical}\nrunbooks:\n", 23, "services.1.name"),
-    "step": ("name: validate", "name: restore", 33, "runbooks.database_restore.steps.1.name"),
+    "step": ("name: validate", "name: restore_latest_backup", 33, "runbooks.database_restore.steps.1.name"),
     "smoke query": (
         "      application_query",
         "        - {name: guests_exist, sql: SELECT 1, expect: '= 1'}\n      application_query",
@@ -263,7 +268,7 @@ def test_a_name_that_is_there_twice_is_refused(small: str, old: str, new: str, l
 def test_a_second_runbook_for_a_service_is_refused(small: str) -> None:
     again = small[small.index("  - name: database_restore") :].replace("name: database_restore", "name: other")
     assert re.match(
-        r'plan\.yaml:38: runbooks\.other\.service: "database" has a runbook already \(line 26\); expected one',
+        r'plan\.yaml:41: runbooks\.other\.service: "database" has a runbook already \(line 26\); expected one',
         _refusal(small + again),
     )
 
@@ -383,10 +388,7 @@ def test_a_plan_answers_by_name(small: str) -> None:
     plan = parse_plan(small)
     assert plan.service("database").tier == plan.tier_of("database").name == plan.tier_of(plan.services[0]).name
     assert plan.runbook("database_restore") is plan.runbook_for("database")
-    assert [step.budget for step in plan.runbook_for("database").steps] == [
-        timedelta(minutes=20),
-        timedelta(minutes=10),
-    ]
+    assert list(plan.budgets("database").values()) == [timedelta(minutes=each) for each in (20, 7, 1, 1, 1)]
     assert len(plan.sha256) == 64
     assert plan.sha256 != parse_plan(small + "#").sha256
 
@@ -399,8 +401,10 @@ def test_a_name_that_is_not_in_the_plan_is_a_usage_error_that_names_those_that_a
         plan.service("databse")
     with pytest.raises(UsageError, match=r'no runbook "x" in the plan \(known: database_restore\)'):
         plan.runbook("x")
-    with pytest.raises(UsageError, match=r'no runbook for the service "cache" \(services that have one: database\)'):
-        plan.runbook_for("cache")
+    with pytest.raises(UsageError, match=r'"cache" is no PostgreSQL service of the plan \(those are: database\)'):
+        plan.require_database("cache")
+    assert plan.runbook_for("cache") is None
+    assert plan.budgets("cache") == {}
     with pytest.raises(UsageError, match='no service "nothing"'):
         plan.objectives("nothing")
 

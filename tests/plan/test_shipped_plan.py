@@ -60,7 +60,8 @@ def test_the_database_is_backed_up_daily_and_its_log_continuously(plan: Plan) ->
 
 
 def test_the_database_is_restored_in_five_steps(plan: Plan) -> None:
-    runbook = plan.runbook_for("database")
+    runbook = plan.runbook("database_restore")
+    assert runbook is plan.runbook_for("database")
     assert (runbook.name, runbook.title, runbook.rto, runbook.rpo) == (
         "database_restore",
         "Database loss",

@@ -1,5 +1,6 @@
 """The page: self-contained, whole for somebody who sees neither colours nor pictures, and proof against its content."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from html.parser import HTMLParser
@@ -169,6 +170,17 @@ def test_history_is_plotted_and_no_trend_is_claimed_on_fewer_than_five(
     assert f"RTO: n = {number}, median 20.4s, 90th percentile 20.4s" in page.text
     assert ("no trend is claimed" not in page.text) is claimed
     assert sum("dot" in (circle["class"] or "") for circle in page.all("circle")) == 2 * number
+
+
+def test_a_figure_that_was_not_measured_is_never_plotted_as_met(
+    plan: Plan, now: datetime, make_record: MakeRecord
+) -> None:
+    verdicts = {"rto": "met", "rpo": "unverified", "integrity": "met"}
+    records = [make_record(0), make_record(1, rpo_seconds=None, verdicts=verdicts)]
+
+    html = adherence_page(adherence(plan, records, now=now, off=()))
+
+    assert re.findall(r'class="unmeasured"[^>]*>(.)<', html) == ["?"]
 
 
 def test_pictures_are_told_in_words_and_their_ids_are_their_own(page_of: MakePage, make_record: MakeRecord) -> None:

@@ -116,7 +116,9 @@ def test_every_service_has_a_line(plan: Plan, make_record: MakeRecord, now: date
     render_adherence(report, screen)
 
     assert line_with(text.getvalue(), "Database ") == "Database 1h6m40s / 1h 0.9s / 10m ✗ missed 30 days ago"
-    assert line_with(text.getvalue(), "Redis") == "Redis – / 1h – / 15m ? unverified never measured"
+    assert (
+        line_with(text.getvalue(), "Redis") == "Redis not measured / 1h not measured / 15m ? unverified never measured"
+    )
     assert line_with(text.getvalue(), "Dev/Test") == "Dev/Test – – – unprotected by decision"
     assert "off: the schedule is stopped" in text.getvalue()
     assert plan.sha256 in text.getvalue()

@@ -20,6 +20,7 @@ GOOD = {
     "outage_started_at": "2026-03-01T12:30:00+01:00",
     "target_time": "latest",
     "target_location": "",
+    "backup_id": "",
     "reason": " the disk died ",
 }
 
@@ -34,6 +35,7 @@ def test_a_form_that_is_filled_in() -> None:
         outage_started_at=datetime(2026, 3, 1, 11, 30, tzinfo=UTC),
         target_time=None,
         destination=None,
+        backup_id=None,
         reason="the disk died",
     )
     asked = request(target_time="2026-03-01T11:00:00Z", target_location="/srv/new")

@@ -138,6 +138,18 @@ def test_what_cannot_be_seen_at_the_moment_is_not_reported_again_when_it_is_back
     assert of_kind(tick(machine, without.cursor), dg.AssetMaterialization) == []
 
 
+def test_a_position_that_is_damaged_is_observed_as_a_problem_and_fails_no_tick(machine: Machine, silent: Hotel) -> None:
+    content = silent.store.get("position.json")
+    silent.store.put("position.json", [b"{"])
+    try:
+        result = tick(machine, None)
+    finally:
+        silent.store.put("position.json", [content])
+    assert of_kind(result, dg.AssetMaterialization) == []
+    seen = observed(result)
+    assert seen["verdict"].value == "unverified" and "position.json" in str(seen["problem"].value)
+
+
 def test_a_machine_without_a_repository_fails_its_ticks(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DR_REPOSITORY")
     with pytest.raises(ConfigurationError, match="DR_REPOSITORY is not set"):

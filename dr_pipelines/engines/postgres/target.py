@@ -104,7 +104,7 @@ def read_note(target: Path) -> Note | None:
         return Note(**json.loads((target / PRIVATE / _NOTE).read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, PermissionError):
+    except (ValueError, TypeError, OSError):
         raise TargetRefused(f"{target / PRIVATE / _NOTE} cannot be read", hint="give another target") from None
 
 
