@@ -5,6 +5,7 @@ python -m tests.faults.child restore EXECUTION
 """
 
 import logging
+import signal
 import sys
 from datetime import timedelta
 
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     execution = Journal(repository.store, argv[1]).execution()
     assessment = runbook.prepare(around, runbook.assess(around, execution, None, None), None)
     runbook.apply_wal(around, assessment, runbook.restore_latest_backup(around, assessment, None), None)
+    # The last moments are short: whoever is to kill it may come a little late.
+    signal.pause()
 
 
 if __name__ == "__main__":
