@@ -35,15 +35,17 @@ def configure(
     target: Path, binaries: Binaries, stage: Stage, target_time: datetime | None, identity: Identity | None
 ) -> None:
     """Write what PostgreSQL needs to recover by itself whenever it is started: recovery.signal and its settings."""
+    moment = target_time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00") if target_time is not None else ""
     lines = [
         f"{_MARK} begin",
         f"restore_command = '{stage.restore_command}'",
         "recovery_target_timeline = 'latest'",
+        # Without a target too: one may stand in the source's postgresql.conf, which is read before this file.
+        f"recovery_target_time = '{moment}'",
+        "recovery_target_inclusive = 'on'",
+        "recovery_target_action = 'promote'",
+        f"{_MARK} end",
     ]
-    if target_time is not None:
-        moment = target_time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
-        lines += [f"recovery_target_time = '{moment}'", "recovery_target_action = 'promote'"]
-    lines.append(f"{_MARK} end")
     automatic = target / "postgresql.auto.conf"
     remove_recovery_settings(target)
     _write(automatic, _read(automatic) + "\n".join(lines) + "\n", identity)

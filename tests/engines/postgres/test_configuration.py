@@ -1,0 +1,66 @@
+"""What a source had configured neither reaches out of a server restored from it nor decides where that one stands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from dr_pipelines.repository.repository import Repository
+from dr_pipelines.settings import Settings
+from tests import archived
+from tests.archived import Source
+
+pytestmark = pytest.mark.slow
+
+MARKS = "SELECT string_agg(name, ',' ORDER BY name) FROM marks"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A backup, then two marks, and between them a moment."""
+
+    repository: Repository
+    between: datetime
+
+
+@pytest.fixture(scope="module")
+def story(source: Source) -> Story:
+    source.do("CREATE TABLE marks (name text)")
+    source.back_up()
+    source.do("INSERT INTO marks VALUES ('1st')")
+    between = source.ship()
+    source.do("INSERT INTO marks VALUES ('2nd')")
+    source.ship()
+    return Story(source.repository, between)
+
+
+@contextmanager
+def restored(
+    settings: Settings, story: Story, *configuration: str, to: datetime | None = None
+) -> Iterator[archived.Restore]:
+    """A restored server whose source had these lines in its postgresql.conf."""
+    with archived.restore(settings, story.repository, to=to) as restore:
+        restore.prepare()
+        place = Path(restore.fetch().target)
+        with (place / "postgresql.conf").open("a") as file:
+            file.writelines(f"{line}\n" for line in configuration)
+        restore.apply()
+        yield restore
+
+
+class TestARecoveryTargetOfTheSource:
+    def test_does_not_end_a_restore_to_the_latest_point(self, story: Story, settings: Settings) -> None:
+        target = f"recovery_target_time = '{story.between}'"
+        with restored(settings, story, target, "recovery_target_action = 'shutdown'") as restore:
+            assert restore.ask(MARKS) == "1st,2nd"
+
+    def test_does_not_move_the_end_of_a_restore_to_a_time(self, story: Story, settings: Settings) -> None:
+        with restored(settings, story, to=story.between) as restore:
+            assert restore.server is not None
+            first_commit = restore.server.last_commit_at
+        target = ("recovery_target_time = '2020-01-01'", "recovery_target_inclusive = off")
+        with restored(settings, story, *target, to=first_commit) as restore:
+            assert restore.ask(MARKS) == "1st"
