@@ -101,6 +101,9 @@ def start_command(target: Path, binaries: Binaries, identity: Identity | None, p
         "recovery_target_name": "",
         "recovery_target_xid": "",
         "recovery_min_apply_delay": "0",
+        # These delete and switch over what lies beside the source, which may be the same machine.
+        "archive_cleanup_command": "",
+        "recovery_end_command": "",
         # Nobody is there to confirm a commit; a restore that is not on disk is none.
         "synchronous_standby_names": "",
         "fsync": "on",

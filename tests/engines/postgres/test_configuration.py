@@ -20,7 +20,7 @@ MARKS = "SELECT string_agg(name, ',' ORDER BY name) FROM marks"
 
 @dataclass(frozen=True)
 class Story:
-    """A backup, then two marks, and between them a moment."""
+    """A backup, then two marks, and between them a moment; then more log, so that there are restart points."""
 
     repository: Repository
     between: datetime
@@ -33,6 +33,8 @@ def story(source: Source) -> Story:
     source.do("INSERT INTO marks VALUES ('1st')")
     between = source.ship()
     source.do("INSERT INTO marks VALUES ('2nd')")
+    for _ in range(20):
+        source.do("CHECKPOINT", "SELECT pg_switch_wal()")
     source.ship()
     return Story(source.repository, between)
 
@@ -64,3 +66,17 @@ class TestARecoveryTargetOfTheSource:
         target = ("recovery_target_time = '2020-01-01'", "recovery_target_inclusive = off")
         with restored(settings, story, *target, to=first_commit) as restore:
             assert restore.ask(MARKS) == "1st"
+
+
+@pytest.mark.parametrize("setting", ["archive_cleanup_command", "recovery_end_command"])
+def test_a_command_of_the_source_for_its_recovery_is_not_carried_out(
+    story: Story, settings: Settings, setting: str
+) -> None:
+    with archived.open_to_all() as foreign:
+        foreign.chmod(0o777)
+        (foreign / "precious").touch()
+        # Restart points, after which one of the commands comes, as often as the log has checkpoints.
+        often = ("max_wal_size = '2MB'", "min_wal_size = '2MB'", "recovery_prefetch = off")
+        with restored(settings, story, f"{setting} = 'rm {foreign}/precious'", *often) as restore:
+            assert restore.ask(MARKS) == "1st,2nd"
+        assert (foreign / "precious").exists()
