@@ -27,7 +27,7 @@ from dr_pipelines.repository.identifiers import timed_id
 from dr_pipelines.repository.overlay import Overlay
 from dr_pipelines.repository.probe import check_writable
 from dr_pipelines.repository.repository import Repository
-from dr_pipelines.runbooks.closing import close_failed_restore, close_restore, how_to_connect
+from dr_pipelines.runbooks.closing import BEFORE_A_START, close_failed_restore, close_restore, how_to_connect
 from dr_pipelines.runbooks.database_restore import (
     Assessment,
     Surroundings,
@@ -134,7 +134,7 @@ def _restore(around: Surroundings, request: RestoreRequest, *, allow_gap: bool, 
         {
             "data": str(place),
             "start": f"as the user that owns the folder: {binaries.folder / 'pg_ctl'} -D {place} -l {place}.log start",
-            "before": "its configuration is that of the server that was lost: see to its port and its archive_command",
+            "before": BEFORE_A_START,
         },
     )
 

@@ -14,10 +14,16 @@ from dr_pipelines.runbooks.outcome import Loss, Restored, environment, make_reco
 from dr_pipelines.runbooks.record import Record
 from dr_pipelines.timing import format_moment
 
-__all__ = ["close_failed_restore", "close_restore", "how_to_connect", "loss_of", "put_record"]
+__all__ = ["BEFORE_A_START", "close_failed_restore", "close_restore", "how_to_connect", "loss_of", "put_record"]
 
 SCENARIO = "a restore for real: the outage's start is what the operator stated, no markers were written before it"
 _ISOLATION = "a new server beside the one that was lost; nothing was put in its place"
+BEFORE_A_START = (
+    "its configuration is that of the server that was lost: see to its port and its archive_command. Its subscriptions "
+    "run again too: ALTER SUBSCRIPTION ... DISABLE those that another server still follows, or add "
+    "-o '-c max_logical_replication_workers=0' to the start"
+)
+"""What matters before a restored server is started with its own configuration."""
 
 
 def close_restore(
@@ -90,13 +96,14 @@ def loss_of(assessment: Assessment, server: RestoredServer, validated: Validated
 
 
 def how_to_connect(server: RestoredServer, postgres_bin: Path) -> dict[str, str]:
-    """For the operator: the folder, the commands that connect to the restored server and that end it."""
+    """For the operator: the folder, the commands that connect to the restored server and end it, and what is next."""
     control = shlex.join([str(postgres_bin / "pg_ctl"), "-D", str(server.data), "stop"])
     return {
         "data": str(server.data),
         "address": f"127.0.0.1:{server.port}, with the roles and passwords of the server that was lost",
         "psql": f"psql {shlex.quote(server.dsn())}",
         "stop": f"as the user that owns the folder: {control}",
+        "before": BEFORE_A_START,
     }
 
 

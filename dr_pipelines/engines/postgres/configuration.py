@@ -94,6 +94,8 @@ def start_command(target: Path, binaries: Binaries, identity: Identity | None, p
         # The restore reads the log, so it is in one language.
         "lc_messages": "C",
         "primary_conninfo": "",
+        # Its subscriptions would take from the publisher, through the same slots, what the source has yet to get.
+        "max_logical_replication_workers": "0",
         "cluster_name": "restored",
         # What a source that was itself restored, or a standby once, may still have set.
         "recovery_target": "",

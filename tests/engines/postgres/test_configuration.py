@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 
 from dr_pipelines.repository.repository import Repository
+from dr_pipelines.runbooks.closing import how_to_connect
 from dr_pipelines.settings import Settings
+from dr_pipelines.timing import wait_until
 from tests import archived
 from tests.archived import Source
 
 pytestmark = pytest.mark.slow
 
 MARKS = "SELECT string_agg(name, ',' ORDER BY name) FROM marks"
+SUBSCRIPTION = (
+    "CREATE SUBSCRIPTION bookings CONNECTION 'host=127.0.0.1 port=1' PUBLICATION all_of_them WITH (connect = false)",
+    "ALTER SUBSCRIPTION bookings ENABLE",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(source: Source) -> Story:
-    source.do("CREATE TABLE marks (name text)")
+    source.do("CREATE TABLE marks (name text)", *SUBSCRIPTION)
     source.back_up()
     source.do("INSERT INTO marks VALUES ('1st')")
     between = source.ship()
@@ -51,6 +57,17 @@ def restored(
             file.writelines(f"{line}\n" for line in configuration)
         restore.apply()
         yield restore
+
+
+def test_a_subscription_of_the_source_is_not_followed(story: Story, source: Source, settings: Settings) -> None:
+    followers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%'"
+    assert wait_until(lambda: source.ask(followers), timeout=30)
+    with restored(settings, story) as restore:
+        assert restore.ask("SELECT subname FROM pg_subscription WHERE subenabled") == "bookings"
+        assert restore.ask(followers) == 0
+        assert restore.server is not None
+        told = how_to_connect(restore.server, source.server.binaries.folder)
+        assert "DISABLE" in told["before"]
 
 
 class TestARecoveryTargetOfTheSource:
