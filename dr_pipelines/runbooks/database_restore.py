@@ -289,6 +289,11 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
                 progress=lambda done, total: around.progress("applying WAL", done, total),
                 folders=(place.parent,) if place.parent == _scratch(around, assessment.execution.id) else (),
             )
+        if server.preloaded:
+            around.notes.warning(
+                f"the source's shared_preload_libraries are loaded ({server.preloaded}): what they do by themselves, "
+                "as pg_cron does its jobs, the restored server does too"
+            )
         tell(
             f"replayed to {server.replayed_lsn}, last commit "
             f"{format_moment(server.last_commit_at) if server.last_commit_at else 'none'}"

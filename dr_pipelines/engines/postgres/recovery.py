@@ -47,6 +47,8 @@ class RestoredServer:
     replayed_lsn: str
     last_commit_at: datetime | None
     """When the last transaction that was replayed was committed; None where none was."""
+    preloaded: str = ""
+    """The source's shared_preload_libraries, which it runs with: a replay may need them."""
 
     def dsn(self, database: str = "postgres") -> str:
         """A connection as the superuser over the private socket, for this machine only."""
@@ -239,6 +241,7 @@ def _look_at(target: Path, access: _Access) -> RestoredServer:
         last_commit = scalar(connection, "SELECT pg_last_xact_replay_timestamp()")
         identifier = str(scalar(connection, "SELECT system_identifier FROM pg_control_system()"))
         folder = str(scalar(connection, "SHOW data_directory"))
+        preloaded = str(scalar(connection, "SHOW shared_preload_libraries"))
         timeline = int(
             scalar(connection, "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int")
         )
@@ -253,6 +256,7 @@ def _look_at(target: Path, access: _Access) -> RestoredServer:
         timeline=timeline,
         replayed_lsn=str(Lsn.parse(replayed)) if replayed is not None else _left_at(target, timeline),
         last_commit_at=last_commit.astimezone(UTC) if last_commit else None,
+        preloaded=preloaded,
     )
 
 

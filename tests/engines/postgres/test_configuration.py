@@ -70,6 +70,16 @@ def test_a_subscription_of_the_source_is_not_followed(story: Story, source: Sour
         assert "DISABLE" in told["before"]
 
 
+@pytest.mark.parametrize("libraries", ["", "auto_explain"])
+def test_libraries_of_the_source_are_loaded_and_named(
+    story: Story, settings: Settings, caplog: pytest.LogCaptureFixture, libraries: str
+) -> None:
+    with restored(settings, story, f"shared_preload_libraries = '{libraries}'") as restore:
+        assert restore.ask("SHOW shared_preload_libraries") == libraries
+    warned = [record.message for record in caplog.records if "shared_preload_libraries" in record.message]
+    assert [libraries in message for message in warned] == ([True] if libraries else [])
+
+
 class TestARecoveryTargetOfTheSource:
     def test_does_not_end_a_restore_to_the_latest_point(self, story: Story, settings: Settings) -> None:
         target = f"recovery_target_time = '{story.between}'"
