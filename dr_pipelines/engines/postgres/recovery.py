@@ -1,7 +1,9 @@
 """Applying the log: a restored data directory becomes a server that stands at the latest point or at a time."""
 
 import json
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import tempfile
@@ -177,9 +179,24 @@ class _Recovery:
                 with connect(access.dsn, timeout=5) as connection:
                     if not scalar(connection, "SELECT pg_is_in_recovery()"):
                         return
-            except (ProcessError, psycopg.OperationalError):
+            except ProcessError as error:
+                stage.check()
+                # While it recovers it says "the database system is starting up", "... is not accepting connections".
+                if refused := re.search(r"FATAL:  (?!the database system is )(.*)", error.message):
+                    raise self._refused(refused[1]) from None
+            except psycopg.OperationalError:
                 stage.check()
             self.clock.sleep(0.05)
+
+    def _refused(self, words: str) -> RestoreError:
+        """The log itself shut the superuser or the database out; nothing but the single-user mode opens that again."""
+        options = ["-D", str(self.target), "-c", f"data_directory={self.target}"]
+        command = shlex.join([self.binaries["postgres"], "--single", *options, MAINTENANCE])
+        return RestoreError(
+            f"the restored server has recovered and refuses the restore: {words}",
+            hint=f"mend that as the user that owns the folder, such as: echo 'ALTER ROLE {self.superuser} LOGIN' | "
+            f"{command}; then resume the restore",
+        )
 
     def require_end(self, server: "RestoredServer") -> None:
         """Raise RestoreError, and end the server, where the replay did not get into the last segment of the log."""

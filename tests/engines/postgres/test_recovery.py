@@ -10,6 +10,7 @@ import pytest
 from dr_pipelines.engines.postgres.chain import StoredSegment
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.errors import NotCovered, ObjectCorrupt, ObjectMissing, RestoreError
+from dr_pipelines.processes.identity import run, server_identity
 from dr_pipelines.processes.leases import Leases
 from dr_pipelines.processes.postgres import running_pid
 from dr_pipelines.repository.repository import Repository
@@ -25,11 +26,12 @@ MARKS = "SELECT string_agg(name, ',' ORDER BY at) FROM marks"
 
 @dataclass(frozen=True)
 class Story:
-    """A backup, a mark, a moment, a second mark in a later segment, and nothing more."""
+    """A backup, a mark, a moment, another at which no superuser may log in, a second mark, and nothing more."""
 
     repository: Repository
     backed_up_at: datetime
     between: datetime
+    locked: datetime
     second_at: datetime
     point: datetime
 
@@ -40,9 +42,15 @@ def story(source: Source) -> Story:
     backed_up_at = source.back_up().stopped_at
     source.do("INSERT INTO marks VALUES ('first')")
     between = source.ship()
+    with source.connect() as connection:
+        connection.execute("ALTER ROLE postgres NOLOGIN")
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+        connection.execute("ALTER ROLE postgres LOGIN")
+    assert row is not None
+    locked: datetime = row[0].astimezone(UTC)
     source.do("INSERT INTO marks VALUES ('second')")
     second_at = source.now()
-    return Story(source.repository, backed_up_at, between, second_at, source.ship())
+    return Story(source.repository, backed_up_at, between, locked, second_at, source.ship())
 
 
 @pytest.fixture
@@ -204,6 +212,19 @@ class TestResume:
             again = restore.apply()
             assert restore.ask(MARKS) == "first"
             assert again.timeline == first.timeline
+
+
+def test_a_server_that_refuses_the_superuser_fails_and_can_be_opened_as_it_says(
+    story: Story, settings: Settings
+) -> None:
+    with archived.restore(settings, story.repository, to=story.locked) as restore:
+        with pytest.raises(RestoreError, match='role "postgres" is not permitted to log in') as refused:
+            restore.run()
+        assert nothing_runs(restore)
+        advised = refused.value.hint.split("such as: ")[1].split("; then")[0]
+        run(["sh", "-c", advised], identity=server_identity(settings), timeout=60)
+        restore.apply()
+        assert restore.ask(MARKS) == "first"
 
 
 @pytest.mark.parametrize(
