@@ -23,7 +23,7 @@ from dr_pipelines.engines.parts import PartWriter, Progress
 from dr_pipelines.engines.postgres.connection import ServerFacts, connect, read_facts, scalar, without_password
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.tar_stream import members
-from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
 from dr_pipelines.engines.postgres.wal import Lsn, segment_before, segment_holding
 from dr_pipelines.errors import BackupError, DrError, ProcessError
@@ -238,7 +238,7 @@ def _store_parts(
     own_manifest = b""
     with writer:
         for member in members(stream):
-            if member.path.split("/")[0] == PRIVATE:
+            if member.path.split("/")[0] in OURS:
                 # What a restore had left in this data directory is not the cluster's.
                 _skip(stream, member.size)
                 continue

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dr_pipelines.engines.postgres.staging import Stage
-from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.engines.postgres.target import ACCESS_RULES
 from dr_pipelines.processes.identity import Identity
 from dr_pipelines.processes.postgres import Binaries, controldata
 
@@ -73,7 +73,7 @@ def remove_recovery_settings(target: Path) -> None:
 
 def start_command(target: Path, binaries: Binaries, identity: Identity | None, port: int, socket: str) -> list[str]:
     """The command that starts the restored server, reachable at `port` on loopback and in the folder `socket`."""
-    hba = target / PRIVATE / "hba.conf"
+    hba = target / ACCESS_RULES
     _write(hba, "local all all trust\n" + _read(target / "pg_hba.conf"), identity)
     options = {
         # A data_directory in the source's configuration would lead to the live data.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.parts import PartReader, Progress
-from dr_pipelines.engines.postgres.target import PRIVATE
+from dr_pipelines.engines.postgres.target import OURS, PRIVATE
 from dr_pipelines.errors import RestoreError
 from dr_pipelines.processes.identity import Identity, run
 from dr_pipelines.processes.postgres import Binaries
@@ -35,7 +35,7 @@ def restore_files(
 
     Raises ObjectCorrupt or ObjectMissing, which name the object, where a part is not what the manifest says.
     """
-    if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] == PRIVATE]:
+    if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] in OURS]:
         raise RestoreError(f"the backup {manifest.backup_id} holds {strangers[0]}, where a restore keeps its own notes")
     reader = PartReader(
         store,
@@ -57,7 +57,8 @@ def restore_files(
 
 def _verify(target: Path, binaries: Binaries, identity: Identity | None) -> Check:
     """pg_verifybackup over the restored files. The log is checked apart: it is not among them."""
-    command = [binaries["pg_verifybackup"], "--no-parse-wal", f"--ignore={PRIVATE}", "--quiet", str(target)]
+    ignored = [f"--ignore={name}" for name in OURS]
+    command = [binaries["pg_verifybackup"], "--no-parse-wal", *ignored, "--quiet", str(target)]
     result = run(command, identity=identity, env={"LC_ALL": "C"}, timeout=4 * 3600, check=False)
     said = re.sub(r"\s+", " ", (result.stdout + result.stderr).strip())
     return Check("pg_verifybackup", result.returncode == 0, said[:500] or "every file as it was backed up")

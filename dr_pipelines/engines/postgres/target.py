@@ -1,7 +1,7 @@
 """The target of a restore: a new, empty folder, with a lock, that a killed restore can be recognised in.
 
 What the restore itself keeps while it works (lock, notes, WAL fetched ahead) lies in `<target>/dr_restore/`, which is
-removed when the restored server stands.
+removed when the restored server stands; only the server's access rules lie beside the source's.
 """
 
 import fcntl
@@ -17,14 +17,30 @@ from dr_pipelines.errors import Locked, TargetRefused
 from dr_pipelines.processes.identity import Identity, give_to
 from dr_pipelines.timing import format_bytes
 
-__all__ = ["PRIVATE", "Note", "check", "claim", "hold", "let_go", "read_note", "release", "require_space"]
+__all__ = [
+    "ACCESS_RULES",
+    "OURS",
+    "PRIVATE",
+    "Note",
+    "check",
+    "claim",
+    "hold",
+    "let_go",
+    "read_note",
+    "release",
+    "require_space",
+]
 
 PRIVATE = "dr_restore"
+ACCESS_RULES = "dr_restore.hba.conf"
+"""Not in the folder: what it takes from pg_hba.conf names other files, and means those beside it."""
+OURS = (PRIVATE, ACCESS_RULES)
+"""What a restore puts into the data directory that is none of the cluster's."""
 _NOTE = "restore.json"
 _DRAFT = ".restore.json."
 _LOCK = "lock"
-_OF_THE_SERVER = ("hba.conf", "server.log")
-"""What a restored server goes on using."""
+_LOG = "server.log"
+"""What a restored server that goes on running writes to."""
 
 _held: dict[Path, int] = {}
 _registry = threading.Lock()
@@ -160,11 +176,12 @@ def release(target: Path, *, server_runs: bool) -> None:
     private = target / PRIVATE
     if not server_runs:
         shutil.rmtree(private, ignore_errors=True)
+        (target / ACCESS_RULES).unlink(missing_ok=True)
     elif private.is_dir():
         (private / _NOTE).unlink(missing_ok=True)
         owner = target.stat()
         for entry in private.iterdir():
-            if entry.name in _OF_THE_SERVER:
+            if entry.name == _LOG:
                 if os.geteuid() == 0:
                     os.chown(entry, owner.st_uid, owner.st_gid)
                 entry.chmod(0o600)

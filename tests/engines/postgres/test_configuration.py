@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from dr_pipelines.repository.repository import Repository
@@ -93,6 +94,22 @@ class TestARecoveryTargetOfTheSource:
         target = ("recovery_target_time = '2020-01-01'", "recovery_target_inclusive = off")
         with restored(settings, story, *target, to=first_commit) as restore:
             assert restore.ask(MARKS) == "1st"
+
+
+def test_access_rules_of_the_source_that_name_other_files_hold(
+    story: Story, source: Source, settings: Settings
+) -> None:
+    with archived.restore(settings, story.repository) as restore:
+        restore.prepare()
+        place = Path(restore.fetch().target)
+        (place / "pg_hba.conf").write_text("include rules.conf\n")
+        (place / "rules.conf").write_text("host all @admins 127.0.0.1/32 scram-sha-256\n")
+        (place / "admins").write_text("postgres\n")
+        for name in ("rules.conf", "admins"):
+            archived.give_to_server(place / name, settings)
+        server = restore.apply()
+        with psycopg.connect(source.server.dsn(), port=server.port) as connection:
+            assert connection.execute("SHOW cluster_name").fetchone() == ("restored",)
 
 
 @pytest.mark.parametrize("setting", ["archive_cleanup_command", "recovery_end_command"])

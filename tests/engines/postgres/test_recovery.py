@@ -297,7 +297,8 @@ def awkward(
         (data / "postgresql.auto.conf").write_bytes(b"# Z\xfcrich\nwork_mem = '5MB'\nrestore_command = 'false'\n")
         (data / "dr_restore").mkdir()
         (data / "dr_restore" / "restore.json").write_text("{}")
-        for path in (data / "access.conf", data / "dr_restore", data / "dr_restore" / "restore.json"):
+        (data / "dr_restore.hba.conf").write_text("")
+        for path in (data / "access.conf", *data.glob("dr_restore*"), data / "dr_restore" / "restore.json"):
             archived.give_to_server(path, settings)
         source.back_up()
         source.do("DROP TABLE IF EXISTS nothing", "CREATE TABLE after_backup AS SELECT 1 AS n")

@@ -124,7 +124,7 @@ def test_a_target_that_is_not_empty_is_refused_and_untouched(
         assert archived.files_below(world_readable_folder) == before
 
 
-@pytest.mark.parametrize("path", ["dr_restore", "dr_restore/restore.json"])
+@pytest.mark.parametrize("path", ["dr_restore", "dr_restore/restore.json", "dr_restore.hba.conf"])
 def test_a_backup_that_would_write_over_the_notes_of_the_restore_is_refused(
     kept: Repository, settings: Settings, source: Source, path: str
 ) -> None:

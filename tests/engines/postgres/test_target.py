@@ -189,6 +189,7 @@ class TestLock:
 class TestRelease:
     def test_removes_all_that_the_restore_kept(self, folder: Path, identity: Identity | None) -> None:
         target.claim(folder / "data", MINE, identity)
+        (folder / "data" / target.ACCESS_RULES).touch()
         target.release(folder / "data", server_runs=False)
         assert list((folder / "data").iterdir()) == []
 
@@ -196,12 +197,14 @@ class TestRelease:
         place = folder / "data"
         target.claim(place, MINE, identity)
         private = place / target.PRIVATE
-        for name in ("hba.conf", "server.log", "access.json", "verified.json", "parts"):
+        for name in ("server.log", "access.json", "verified.json", "parts"):
             (private / name).touch(mode=0o000)
         (private / "wal").mkdir()
+        (place / target.ACCESS_RULES).touch()
         target.release(place, server_runs=True)
         left = {path.name: path.stat() for path in private.iterdir()}
-        assert set(left) == {"hba.conf", "server.log"}
+        assert set(left) == {"server.log"}
+        assert (place / target.ACCESS_RULES).exists()
         assert {state.st_uid for state in left.values()} == {place.stat().st_uid}
         assert {state.st_mode & 0o777 for state in left.values()} == {0o600}
         assert target.read_note(place) is None
