@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dr_pipelines.engines.postgres.staging import Stage
-from dr_pipelines.engines.postgres.target import ACCESS_RULES
+from dr_pipelines.engines.postgres.target import ACCESS_RULES, PRIVATE
 from dr_pipelines.processes.identity import Identity
 from dr_pipelines.processes.postgres import Binaries, controldata
 
@@ -84,7 +84,8 @@ def start_command(target: Path, binaries: Binaries, identity: Identity | None, p
         "port": str(port),
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": socket,
-        "external_pid_file": "",
+        # Empty would be taken for a name.
+        "external_pid_file": str(target / PRIVATE / "server.pid"),
         "archive_mode": "off",
         "hot_standby": "off",
         "ssl": "off",

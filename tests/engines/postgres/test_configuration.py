@@ -112,6 +112,12 @@ def test_access_rules_of_the_source_that_name_other_files_hold(
             assert connection.execute("SHOW cluster_name").fetchone() == ("restored",)
 
 
+def test_the_server_is_started_without_a_complaint(story: Story, settings: Settings) -> None:
+    with restored(settings, story, "external_pid_file = '/nonexistent/server.pid'") as restore:
+        assert restore.server is not None
+        assert "could not" not in (restore.server.data / "dr_restore" / "server.log").read_text()
+
+
 @pytest.mark.parametrize("setting", ["archive_cleanup_command", "recovery_end_command"])
 def test_a_command_of_the_source_for_its_recovery_is_not_carried_out(
     story: Story, settings: Settings, setting: str
