@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 
 from assets.clearing import clear
+from dr_pipelines.processes import proc
 from dr_pipelines.timing import wait_until
 from tests.assets.conftest import ROOT, Machine
 
@@ -58,6 +59,11 @@ def kill(pid: int) -> None:
         return
 
 
+def is_gone(pid: int) -> bool:
+    process = proc.look_up(pid)
+    return process is None or process.dead
+
+
 def status(machine: Machine, run_id: str) -> dg.DagsterRunStatus:
     run = machine.instance.get_run_by_id(run_id)
     assert run is not None
@@ -70,7 +76,7 @@ def test_a_run_whose_process_was_killed_is_reported_failed_and_one_that_is_alive
     killed, pid = start_drill()
     alive, _ = start_drill()
     kill(pid)
-    assert wait_until(lambda: not os.path.exists(f"/proc/{pid}/exe"), timeout=10)
+    assert wait_until(lambda: is_gone(pid), timeout=10)
     assert status(machine, killed) is dg.DagsterRunStatus.STARTED, "nobody noticed"
     assert clear(machine.instance) == (killed,)
     assert status(machine, killed) is dg.DagsterRunStatus.FAILURE
@@ -81,7 +87,7 @@ def test_a_run_whose_process_was_killed_is_reported_failed_and_one_that_is_alive
 def test_it_is_a_command_of_its_own(machine: Machine, start_drill: Callable[[], tuple[str, int]]) -> None:
     run_id, pid = start_drill()
     kill(pid)
-    assert wait_until(lambda: not os.path.exists(f"/proc/{pid}/exe"), timeout=10)
+    assert wait_until(lambda: is_gone(pid), timeout=10)
     done = subprocess.run([sys.executable, "-m", "assets.clearing"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert run_id in done.stdout
