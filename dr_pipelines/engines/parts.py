@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dr_pipelines.errors import BackupError, ObjectCorrupt, RestoreError
+from dr_pipelines.processes.proc import boot_id
 from dr_pipelines.repository.envelope import Envelope, unwrap_into, wrap
 from dr_pipelines.repository.manifest import FileEntry, Manifest, Part, Range
 from dr_pipelines.repository.patience import patiently
@@ -168,7 +169,7 @@ class PartReader:
         runs = [todo[start : start + share] for start in range(0, len(todo), share)] if share else []
         # Written anew: what would be appended to a torn last line would be another number.
         draft = self._journal.with_name(f".{self._journal.name}.new")
-        draft.write_text("".join(f"{line}\n" for line in (_boot_id(), *sorted(done))))
+        draft.write_text("".join(f"{line}\n" for line in (boot_id(), *sorted(done))))
         draft.rename(self._journal)
         with open(self._journal, "ab", buffering=0) as journal, ThreadPoolExecutor(self._workers, "part") as pool:
             workers = [pool.submit(self._restore_run, run, journal, progress) for run in runs]
@@ -188,7 +189,7 @@ class PartReader:
         except (FileNotFoundError, ValueError):
             return set()
         # What was written before a crash of the machine may never have reached the disk.
-        return {int(line) for line in lines if line.isdigit()} if boot == _boot_id() else set()
+        return {int(line) for line in lines if line.isdigit()} if boot == boot_id() else set()
 
     def _clear(self) -> None:
         """Begin anew: what an attempt left of which nothing is certain may be more than files that are overwritten."""
@@ -274,10 +275,6 @@ class _Files:
         if self._open is not None:
             os.close(self._open[1])
             self._open = None
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _sync_file_system(folder: Path) -> None:

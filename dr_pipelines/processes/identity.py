@@ -95,10 +95,12 @@ def open_folder(path: Path) -> Path:
 
 
 def check_reachable(path: Path, identity: Identity | None) -> None:
-    """Raise ConfigurationError where the identity cannot enter one of the folders above `path`."""
+    """Raise ConfigurationError where the identity cannot enter one of the folders above `path` that are there."""
     if identity is None:
         return
     for parent in path.absolute().parents:
+        if not parent.exists():
+            continue
         status = parent.stat()
         may_enter = status.st_mode & (
             0o100 if status.st_uid == identity.uid else 0o010 if status.st_gid == identity.gid else 0o001

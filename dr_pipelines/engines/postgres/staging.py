@@ -18,6 +18,7 @@ from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.target import PRIVATE
 from dr_pipelines.engines.postgres.wal import FileKind, kind_of, read_header
 from dr_pipelines.processes.identity import Identity
+from dr_pipelines.processes.proc import look_up
 from dr_pipelines.repository.patience import patiently
 
 __all__ = ["Stage"]
@@ -82,7 +83,9 @@ class Stage:
             leftover.unlink()
         self._write("coming", "".join(f"{name}\n" for name in self._names))
         self._write("next", _NEXT)
-        self._write("fetcher", f"{os.getpid()} {_start_ticks(os.getpid())}\n")
+        here = look_up(os.getpid())
+        assert here is not None
+        self._write("fetcher", f"{here.pid} {here.start_ticks}\n")
         if self._identity is not None:
             os.chown(self.folder, self._identity.uid, self._identity.gid)
 
@@ -156,7 +159,3 @@ class Stage:
         temporary.write_text(text)
         temporary.chmod(0o644)
         temporary.rename(self.folder / name)
-
-
-def _start_ticks(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split(" ")[19]

@@ -13,8 +13,8 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dr_pipelines.errors import Locked, TargetRefused
-from dr_pipelines.processes.identity import Identity, give_to
+from dr_pipelines.errors import ConfigurationError, Locked, TargetRefused
+from dr_pipelines.processes.identity import Identity, check_reachable, give_to
 from dr_pipelines.timing import format_bytes
 
 __all__ = [
@@ -106,7 +106,11 @@ def check(target: Path, note: Note, identity: Identity | None) -> bool:
             raise TargetRefused(f"{target} is the data directory of a server that runs", hint="give a new folder")
         if not all(_is_interrupted_claim(entry) for entry in target.iterdir()):
             raise TargetRefused(f"{target} is not empty", hint="a restore goes to a new or empty folder")
-    _require_reachable(target, identity)
+    try:
+        check_reachable(target, identity)
+    except ConfigurationError as error:
+        hint = "give a target that everybody can reach, such as one below /var/lib or /srv"
+        raise TargetRefused(error.message, hint=hint) from None
     return False
 
 
@@ -218,20 +222,3 @@ def _make_parents(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir()
         path.chmod(0o755)
-
-
-def _require_reachable(target: Path, identity: Identity | None) -> None:
-    """A server of another user must be able to enter every folder above its data."""
-    if identity is None:
-        return
-    for folder in target.parents:
-        if not folder.exists():
-            continue
-        state = folder.stat()
-        owns = state.st_uid == identity.uid and state.st_mode & 0o100
-        in_group = state.st_gid == identity.gid and state.st_mode & 0o010
-        if not (owns or in_group or state.st_mode & 0o001):
-            raise TargetRefused(
-                f"the server runs as {identity.name}, who cannot enter {folder}",
-                hint="give a target that everybody can reach, such as one below /var/lib or /srv",
-            )
