@@ -2,13 +2,20 @@
 
 import os
 import random
+import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
 
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position, ServerState
 from dr_pipelines.engines.postgres.wal import Segment
+from dr_pipelines.errors import RepositoryUnreachable
+from dr_pipelines.repository import patience
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.identifiers import timed_id
 from dr_pipelines.repository.manifest import Manifest, write_manifest
@@ -84,3 +91,27 @@ class MadeUpArchive:
                 agent_host="db1",
             )
         )
+
+
+def falter(monkeypatch: pytest.MonkeyPatch, operations: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Each of these operations of a folder, on each key that its pattern finds, does not answer the first time.
+
+    Returns what has not been answered so far. Whoever is patient asks again at once.
+    """
+    refused: set[tuple[str, str]] = set()
+
+    def first_refused(name: str, pattern: str) -> None:
+        answer = getattr(FolderStore, name)
+
+        def operation(store: FolderStore, key: str, *arguments: Any) -> Any:
+            if re.search(pattern, key) and (name, key) not in refused:
+                refused.add((name, key))
+                raise RepositoryUnreachable(f"503 Slow Down: {key}")
+            return answer(store, key, *arguments)
+
+        monkeypatch.setattr(FolderStore, name, operation)
+
+    for name, pattern in operations.items():
+        first_refused(name, pattern)
+    monkeypatch.setattr(patience, "PAUSES", (0.0, 0.0))
+    return refused

@@ -98,7 +98,7 @@ class PartWriter:
             key = f"{self._prefix}{number:06d}"
             with memoryview(buffer)[:used] as view:
                 wrapped = wrap(view, level=self._level)
-            self._store.put(key, wrapped.chunks)
+            patiently(lambda: self._store.put(key, wrapped.chunks))
             envelope = wrapped.envelope
             return Part(
                 key=key,

@@ -1,4 +1,4 @@
-"""Asking again where the repository did not answer, for reads that may be repeated from their beginning."""
+"""Asking again where the repository did not answer, for what may be repeated from its beginning: reads, and puts."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,13 +14,13 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 T = TypeVar("T")
 
 
-def patiently(read: Callable[[], T], clock: Clock | None = None) -> T:
-    """What `read` returns. Called again after each of `PAUSES` where the repository did not answer, or stopped in the
+def patiently(ask: Callable[[], T], clock: Clock | None = None) -> T:
+    """What `ask` returns. Called again after each of `PAUSES` where the repository did not answer, or stopped in the
     middle of an object; any other error, and the last, is the caller's."""
     the_clock = clock or SystemClock()
     for pause in PAUSES:
         try:
-            return read()
+            return ask()
         except RepositoryUnreachable:
             the_clock.sleep(pause)
-    return read()
+    return ask()

@@ -16,6 +16,7 @@ from dr_pipelines.errors import BackupError, ObjectCorrupt, ObjectMissing, Repos
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.manifest import FileEntry, Manifest
 from tests.archived import flip, open_to_all
+from tests.made_up import falter
 
 ID = "20260301T030000Z-full-abcdef"
 NOW = datetime(2026, 3, 1, 3, tzinfo=UTC)
@@ -102,6 +103,15 @@ class TestWriting:
         entry = FileEntry(path="base/1", kind="file", mode=0, size=1000)
         with pytest.raises(RepositoryError, match="parts"), writer:
             writer.copy(io.BytesIO(bytes(1000)), writer.add(entry), 1000)
+
+    def test_a_store_that_does_not_answer_once_gets_each_part_a_second_time(
+        self, store: FolderStore, target: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = falter(monkeypatch, {"put": "/parts/"})
+        manifest = write(store, files)
+        assert refused == {("put", part.key) for part in manifest.parts}
+        reader(store, manifest, target).restore(quiet)
+        assert content(target) == files
 
     def test_after_an_error_nothing_more_is_stored(self, store: FolderStore) -> None:
         writer = PartWriter(store, "parts/", part_size=10, workers=1, level=1)

@@ -26,7 +26,7 @@ from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
 from dr_pipelines.engines.postgres.wal import Lsn, segment_before, segment_holding
-from dr_pipelines.errors import BackupError, DrError, ProcessError
+from dr_pipelines.errors import BackupError, DrError, ProcessError, RepositoryUnreachable
 from dr_pipelines.processes.postgres import Binaries
 from dr_pipelines.repository.locks import hold
 from dr_pipelines.repository.manifest import (
@@ -38,6 +38,7 @@ from dr_pipelines.repository.manifest import (
     new_backup_id,
     write_manifest,
 )
+from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings
@@ -97,7 +98,7 @@ def take_backup(
             stopped_at = _server_time(dsn)
             waited_from = clock.monotonic()
             _wait_for_log(Log(store), str(details["stop_segment"]), clock, archive_patience)
-            _refuse_foreign_log(Log(store), details)
+            patiently(lambda: _refuse_foreign_log(Log(store), details), clock)
             waited = timedelta(seconds=clock.monotonic() - waited_from)
             manifest = Manifest(
                 backup_id=backup_id,
@@ -113,8 +114,8 @@ def take_backup(
                 parts=parts,
                 details=details,
             )
-            lock.confirm()
-            write_manifest(store, manifest)
+            patiently(lock.confirm, clock)
+            patiently(lambda: write_manifest(store, manifest), clock)
         except BaseException:
             # The error that is under way matters more than one of the tidying; the next backup tidies again.
             with contextlib.suppress(DrError, OSError):
@@ -281,10 +282,20 @@ def _details(own_manifest: bytes, facts: ServerFacts) -> dict[str, str | int]:
 
 
 def _wait_for_log(log: Log, segment: str, clock: Clock, patience: float) -> None:
-    if not wait_until(lambda: log.has(segment), timeout=patience, clock=clock, interval=0.1):
+    away: RepositoryUnreachable | None = None
+
+    def has_come() -> bool:
+        nonlocal away
+        try:
+            return log.has(segment)
+        except RepositoryUnreachable as error:
+            away = error
+            return False
+
+    if not wait_until(has_come, timeout=patience, clock=clock, interval=0.1):
         raise BackupError(
             f"the WAL segment {segment}, without which the backup is worth nothing, did not reach the repository "
-            f"within {patience:.0f} s",
+            f"within {patience:.0f} s" + (f"; the repository did not always answer: {away.message}" if away else ""),
             hint="is the agent running, and is archive_command working? dr doctor",
         )
 

@@ -27,6 +27,7 @@ from dr_pipelines.engines.postgres.wal import (
 from dr_pipelines.errors import ObjectCorrupt, ObjectMissing, RestoreError
 from dr_pipelines.repository.envelope import check
 from dr_pipelines.repository.manifest import Manifest, Part
+from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_bytes
 
@@ -57,9 +58,12 @@ def verify(store: Store, manifest: Manifest, *, workers: int, progress: Progress
     bad: list[str] = []
 
     def read_part(part: Part) -> str | None:
-        try:
+        def read() -> None:
             with store.open(part.key) as stream:
                 check(stream, expected_sha256=part.stored_sha256, decompress=True)
+
+        try:
+            patiently(read)
         except (ObjectCorrupt, ObjectMissing) as error:
             return str(error)
         return None
@@ -76,7 +80,7 @@ def verify(store: Store, manifest: Manifest, *, workers: int, progress: Progress
         _named(bad) or f"{len(manifest.parts)} parts, {format_bytes(manifest.stored_bytes)} stored",
     )
     try:
-        coverage = cover(store, manifest)
+        coverage = patiently(lambda: cover(store, manifest))
     except RestoreError as error:
         whole = Check("log_is_whole", False, str(error))
         return Verification(manifest.backup_id, (parts, whole), done, None)
@@ -103,7 +107,7 @@ def log_ends_backup(log: Log, details: Mapping[str, str | int]) -> bool:
 
 def _own_log(log: Log, manifest: Manifest) -> tuple[Check, ...]:
     try:
-        own = log_ends_backup(log, manifest.details)
+        own = patiently(lambda: log_ends_backup(log, manifest.details))
     except (ObjectCorrupt, ObjectMissing):
         # The checks of the log's files have said it.
         return ()
@@ -115,7 +119,7 @@ def _own_log(log: Log, manifest: Manifest) -> tuple[Check, ...]:
 def _log_files(log: Log, chain: Chain, workers: int) -> tuple[Check, int]:
     def read_file(name: str) -> tuple[str | None, int]:
         try:
-            raw = log.fetch(name)
+            raw = patiently(lambda: log.fetch(name))
             if kind_of(name) is FileKind.SEGMENT:
                 read_header(raw).check(name, len(raw))
         except (ObjectCorrupt, ObjectMissing) as error:

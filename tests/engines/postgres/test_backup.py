@@ -12,14 +12,14 @@ import pytest
 from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.wal import Segment
-from dr_pipelines.errors import BackupError, Locked, ProcessError, RepositoryError
+from dr_pipelines.errors import BackupError, Locked, ProcessError, RepositoryError, RepositoryUnreachable
 from dr_pipelines.repository.manifest import Manifest, part_key, survey_backups
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock, wait_until
 from tests import archived
 from tests.archived import Source
-from tests.made_up import segment
+from tests.made_up import falter, segment
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +66,17 @@ class TestMade:
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert seen[-1][0] == manifest.raw_bytes
         assert all(done <= total for done, total in seen)
+
+    def test_a_repository_that_does_not_answer_once_costs_no_backup(
+        self, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused = falter(
+            monkeypatch, {"put": "/parts/", "put_if_absent": "manifest.json$", "info": "^log/", "open": "^log/"}
+        )
+        manifest = source.back_up()
+        key = f"log/00000001/{manifest.details['stop_segment']}"
+        assert refused >= {("put", manifest.parts[0].key), ("info", key), ("open", key)}
+        assert ("put_if_absent", f"backups/{manifest.backup_id}/manifest.json") in refused
 
     def test_what_an_interrupted_backup_left_is_removed_and_named(self, source: Source) -> None:
         leftover = "20260301T030000Z-full-abcdef"
@@ -157,6 +168,16 @@ class TestFails:
         ):
             source.back_up(archive_patience=1)
         assert "agent" in raised.value.hint
+
+    def test_where_the_repository_is_away_until_its_patience_ends(
+        self, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def away(log: Log, name: str) -> bool:
+            raise RepositoryUnreachable("503 Slow Down")
+
+        monkeypatch.setattr(Log, "has", away)
+        with pytest.raises(BackupError, match=r"within 1 s; the repository did not always answer: 503 Slow Down"):
+            source.back_up(archive_patience=1)
 
     def test_where_the_archive_command_fails(self, source: Source) -> None:
         with restarted(source, archive_command="false"):

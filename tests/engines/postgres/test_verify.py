@@ -11,6 +11,7 @@ from dr_pipelines.repository.repository import Repository
 from dr_pipelines.repository.store import Store
 from tests import archived
 from tests.archived import Source, flip
+from tests.made_up import falter
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,14 @@ def test_everything_is_read(kept: Repository) -> None:
     found = verify(store_of(kept), covered.manifest, workers=2, progress=lambda *step: seen.append(step))
     assert seen[-1] == (covered.manifest.stored_bytes, covered.manifest.stored_bytes)
     assert found.bytes_read == covered.manifest.stored_bytes + len(covered.chain.files) * (1 << 20)
+
+
+def test_what_is_not_answered_once_is_asked_for_again(kept: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, manifest = store_of(kept), archived.newest(kept).manifest
+    refused = falter(monkeypatch, {"open": "^(backups|log)/", "list": "^log/$"})
+    found = verify(store, manifest, workers=2, progress=lambda *_: None)
+    assert bad(found) == {}
+    assert refused >= {("open", part.key) for part in manifest.parts} | {("list", "log/")}
 
 
 def test_a_flipped_bit_in_a_part_is_named(damaged: Repository) -> None:
