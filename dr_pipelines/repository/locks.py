@@ -6,7 +6,8 @@ holder that does not renew any more loses the lock when its time has run out, at
 
 Clocks of different hosts may be apart by a quarter of the time to live: that long before others may take the lock, its
 holder stops believing that it has it. No lock of this kind can stop a holder that slept since it last asked; so what
-is done under it must be harmless when done late (a new backup's parts have names that nobody else uses).
+is done under it must be harmless when done late (a new backup's parts have names that nobody else uses; where others
+took it for dead, its manifest is refused).
 """
 
 import contextlib

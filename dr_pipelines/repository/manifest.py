@@ -2,6 +2,9 @@
 
 The store of these functions is that of one database system, `services/<service>/<system_identifier>`; a part's key is
 relative to it. A backup is complete when its manifest is there: it is written last and removed first.
+
+Whoever makes a backup may sleep, lose its lock and wake up only to write the manifest. So before what it left is
+removed, a tombstone takes the manifest's key, which nothing but its age takes away again.
 """
 
 import hashlib
@@ -10,7 +13,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
@@ -28,8 +31,8 @@ __all__ = [
     "Manifest",
     "Part",
     "Range",
+    "clear_incomplete",
     "delete_backup",
-    "incomplete",
     "list_backups",
     "manifest_sha256",
     "new_backup_id",
@@ -42,6 +45,11 @@ __all__ = [
 FORMAT_VERSION = 1
 _MAX_MANIFEST = 1 << 30
 _MAX_PART = 1 << 30
+TOMBSTONE_STAYS = timedelta(days=7)
+"""Far longer than anybody can be thought to sleep between confirming the lock and writing the manifest."""
+_MANIFEST = "manifest.json"
+_ABANDONED = "abandoned"
+"""What a tombstone says in the place of a manifest."""
 _log = logging.getLogger(__name__)
 
 # Strict, since "1" or 1.0 for a size would be the work of something else than this project.
@@ -209,11 +217,15 @@ def _refuse_gaps(files: tuple[FileEntry, ...], parts: tuple[Part, ...]) -> None:
 
 @dataclass(frozen=True)
 class BackupSurvey:
-    """All backups of a system: complete ones newest first, ids without a manifest, ids whose manifest is refused."""
+    """All backups of a system: complete ones newest first, ids without a manifest, ids whose manifest is refused.
+
+    `abandoned` are the ids of which nothing is left but the tombstone.
+    """
 
     complete: tuple[Manifest, ...]
     incomplete: tuple[str, ...]
     damaged: tuple[tuple[str, RepositoryError], ...]
+    abandoned: tuple[str, ...]
 
 
 def new_backup_id(kind: str, moment: datetime) -> str:
@@ -227,28 +239,28 @@ def part_key(backup_id: str, number: int) -> str:
 
 
 def _manifest_key(backup_id: str) -> str:
-    return f"backups/{check_name(backup_id, 'backup')}/manifest.json"
+    return f"backups/{check_name(backup_id, 'backup')}/{_MANIFEST}"
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:
-    """Make the backup complete; its parts must be stored. Raises ObjectConflict where another manifest is there."""
+    """Make the backup complete; its parts must be stored.
+
+    Raises ObjectConflict where another manifest is there, or a tombstone, since then its parts are gone.
+    """
     key = _manifest_key(manifest.backup_id)
     data = seal(manifest.model_dump(mode="json", exclude_none=True))
     if not store.put_if_absent(key, [data]) and store.get(key) != data:
+        if _is_abandoned(store, manifest.backup_id):
+            raise ObjectConflict(f"the backup {manifest.backup_id} was taken for dead, and its parts were removed")
         raise ObjectConflict(f"the backup {manifest.backup_id} is complete already, with another manifest")
 
 
 def read_manifest(store: Store, backup_id: str) -> Manifest:
     """The manifest of a complete backup. Raises ObjectMissing, ObjectCorrupt, FormatTooNew."""
-    key = _manifest_key(backup_id)
-    info = store.info(key)
-    if info is None:
-        raise ObjectMissing(f"there is no complete backup {backup_id} in {store.url}", hint="dr backup list shows them")
     what = f"the manifest of backup {backup_id}"
-    if info.size > _MAX_MANIFEST:
-        raise ObjectCorrupt(f"{what} has {info.size} bytes, which is absurd")
-    fields = unseal(store.get(key), what=what)
-    _refuse_newer(fields, what)
+    fields = _read_fields(store, backup_id, what)
+    if _ABANDONED in fields:
+        raise _no_backup(store, backup_id)
     try:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
@@ -258,6 +270,30 @@ def read_manifest(store: Store, backup_id: str) -> Manifest:
     if manifest.backup_id != backup_id:
         raise ObjectCorrupt(f"{what} is that of {manifest.backup_id}")
     return manifest
+
+
+def _read_fields(store: Store, backup_id: str, what: str) -> dict[str, object]:
+    """What lies at a manifest's key: a manifest or a tombstone."""
+    key = _manifest_key(backup_id)
+    info = store.info(key)
+    if info is None:
+        raise _no_backup(store, backup_id)
+    if info.size > _MAX_MANIFEST:
+        raise ObjectCorrupt(f"{what} has {info.size} bytes, which is absurd")
+    fields = unseal(store.get(key), what=what)
+    _refuse_newer(fields, what)
+    return fields
+
+
+def _no_backup(store: Store, backup_id: str) -> ObjectMissing:
+    return ObjectMissing(f"there is no complete backup {backup_id} in {store.url}", hint="dr backup list shows them")
+
+
+def _is_abandoned(store: Store, backup_id: str) -> bool:
+    try:
+        return _ABANDONED in _read_fields(store, backup_id, "")
+    except (ObjectMissing, ObjectCorrupt, FormatTooNew):
+        return False
 
 
 def manifest_sha256(store: Store, backup_id: str) -> str:
@@ -285,15 +321,17 @@ def survey_backups(store: Store) -> BackupSurvey:
     complete: list[Manifest] = []
     missing: list[str] = []
     damaged: list[tuple[str, RepositoryError]] = []
+    abandoned: list[str] = []
     for backup_id in _backup_ids(store):
         try:
             complete.append(read_manifest(store, backup_id))
         except ObjectMissing:
-            missing.append(backup_id)
+            bare = store.names(f"backups/{backup_id}") == [_MANIFEST]
+            (abandoned if bare else missing).append(backup_id)
         except (ObjectCorrupt, FormatTooNew) as error:
             damaged.append((backup_id, error))
     complete.sort(key=lambda manifest: (manifest.stopped_at, manifest.backup_id), reverse=True)
-    return BackupSurvey(tuple(complete), tuple(missing), tuple(damaged))
+    return BackupSurvey(tuple(complete), tuple(missing), tuple(damaged), tuple(abandoned))
 
 
 def list_backups(store: Store) -> list[tuple[str, Manifest]]:
@@ -304,13 +342,33 @@ def list_backups(store: Store) -> list[tuple[str, Manifest]]:
     return [(manifest.backup_id, manifest) for manifest in survey.complete]
 
 
-def incomplete(store: Store) -> list[str]:
-    """The ids of backups without a manifest: interrupted, or being made by whoever holds the lock."""
-    return [backup_id for backup_id in _backup_ids(store) if store.info(_manifest_key(backup_id)) is None]
+def clear_incomplete(store: Store, now: datetime) -> tuple[str, ...]:
+    """Remove what interrupted backups left; returns their ids. For whoever holds the lock for backups.
+
+    Their tombstones stay, and those go that have stood for `TOMBSTONE_STAYS`.
+    """
+    survey, removed = survey_backups(store), []
+    for backup_id in survey.incomplete:
+        tombstone = seal({"format_version": FORMAT_VERSION, "backup_id": backup_id, _ABANDONED: True})
+        # False for a tombstone that stands already, and for a manifest that came in this moment: that backup is whole.
+        if store.put_if_absent(_manifest_key(backup_id), [tombstone]) or _is_abandoned(store, backup_id):
+            delete_backup(store, backup_id)
+            removed.append(backup_id)
+    for backup_id in survey.abandoned:
+        info = store.info(_manifest_key(backup_id))
+        if info is not None and now - info.modified > TOMBSTONE_STAYS:
+            store.delete(info.key)
+    return tuple(removed)
 
 
 def delete_backup(store: Store, backup_id: str) -> None:
-    """Remove the backup, its manifest first, so that what an interruption leaves lists as incomplete. Idempotent."""
-    store.delete(_manifest_key(backup_id))
-    for part in list(store.list(f"backups/{backup_id}/")):
-        store.delete(part.key)
+    """Remove the backup, its manifest first, so that what an interruption leaves lists as incomplete. Idempotent.
+
+    A tombstone stays.
+    """
+    key = _manifest_key(backup_id)
+    if not _is_abandoned(store, backup_id):
+        store.delete(key)
+    for found in list(store.list(f"backups/{backup_id}/")):
+        if found.key != key:
+            store.delete(found.key)

@@ -1,7 +1,7 @@
 """Manifests: only what describes a whole backup is accepted, and a backup is complete only with one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, RepositoryError
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.manifest import (
+    TOMBSTONE_STAYS,
+    BackupSurvey,
     FileEntry,
     Manifest,
     Part,
     Range,
+    clear_incomplete,
     delete_backup,
-    incomplete,
     list_backups,
     manifest_sha256,
     new_backup_id,
@@ -25,7 +27,7 @@ from dr_pipelines.repository.manifest import (
     write_manifest,
 )
 from dr_pipelines.repository.sealed import seal
-from dr_pipelines.repository.store import Store
+from dr_pipelines.repository.store import Chunk, Store
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ID = "20260301T120000Z-full-9f86d0"
@@ -106,14 +108,14 @@ def test_backups_are_listed_newest_first_and_apart_from_incomplete_ones(store: S
     for day in (1, 0, 2):
         put_backup(store, manifest(ids[day], moment=NOON + timedelta(days=day)), complete=day != 1)
     assert [(found, read.backup_id) for found, read in list_backups(store)] == [(ids[2], ids[2]), (ids[0], ids[0])]
-    assert incomplete(store) == [ids[1]]
+    assert survey_backups(store).incomplete == (ids[1],)
     with pytest.raises(ObjectMissing, match=ids[1]):
         read_manifest(store, ids[1])
 
 
 def test_a_repository_without_backups_lists_none(store: Store) -> None:
     assert list_backups(store) == []
-    assert incomplete(store) == []
+    assert survey_backups(store).incomplete == ()
 
 
 def test_one_damaged_manifest_does_not_hide_the_others(
@@ -129,7 +131,7 @@ def test_one_damaged_manifest_does_not_hide_the_others(
     assert [found for found, _ in list_backups(store)] == [other]
     assert ID in caplog.text
     # It is no leftover that may be tidied away: a person decides.
-    assert incomplete(store) == []
+    assert survey_backups(store).incomplete == ()
 
 
 def test_a_deleted_backup_is_gone_and_deleting_again_is_harmless(store: Store) -> None:
@@ -139,7 +141,7 @@ def test_a_deleted_backup_is_gone_and_deleting_again_is_harmless(store: Store) -
     for _ in range(2):
         delete_backup(store, ID)
         assert [found for found, _ in list_backups(store)] == [other]
-        assert incomplete(store) == []
+        assert survey_backups(store).incomplete == ()
         assert list(store.list(f"backups/{ID}/")) == []
     assert len(list(store.list(""))) == 3
 
@@ -161,7 +163,75 @@ def test_an_interrupted_deletion_leaves_what_lists_as_incomplete(folder_store: F
     with pytest.raises(KeyboardInterrupt):
         delete_backup(Dying(folder_store.url), ID)
     assert list_backups(folder_store) == []
-    assert incomplete(folder_store) == [ID]
+    assert survey_backups(folder_store).incomplete == (ID,)
+
+
+class TestAbandoned:
+    """A backup that was taken for dead, and whose maker wakes up."""
+
+    def test_its_manifest_is_refused_once_its_parts_are_removed(self, store: Store) -> None:
+        made = put_backup(store, manifest(), complete=False)
+        assert clear_incomplete(store, NOON) == (ID,)
+        with pytest.raises(ObjectConflict, match="taken for dead"):
+            write_manifest(store, made)
+        with pytest.raises(ObjectMissing):
+            read_manifest(store, ID)
+        assert [found.key for found in store.list(f"backups/{ID}/")] == [f"backups/{ID}/manifest.json"]
+
+    def test_it_is_neither_complete_nor_incomplete_nor_damaged(self, store: Store) -> None:
+        put_backup(store, manifest(), complete=False)
+        clear_incomplete(store, NOON)
+        assert survey_backups(store) == BackupSurvey((), (), (), (ID,))
+        assert list_backups(store) == []
+        assert clear_incomplete(store, NOON) == ()
+
+    def test_parts_that_it_stored_later_are_incomplete_and_removed(self, store: Store) -> None:
+        made = put_backup(store, manifest(), complete=False)
+        clear_incomplete(store, NOON)
+        put_backup(store, made, complete=False)
+        assert survey_backups(store).incomplete == (ID,)
+        assert clear_incomplete(store, NOON) == (ID,)
+        with pytest.raises(ObjectConflict):
+            write_manifest(store, made)
+
+    def test_what_it_removes_itself_leaves_the_tombstone(self, store: Store) -> None:
+        made = put_backup(store, manifest(), complete=False)
+        clear_incomplete(store, NOON)
+        put_backup(store, made, complete=False)
+        delete_backup(store, ID)
+        assert survey_backups(store).abandoned == (ID,)
+
+    def test_one_that_completes_while_others_look_is_kept_whole(self, folder_store: FolderStore) -> None:
+        made = put_backup(folder_store, manifest(), complete=False)
+        assert clear_incomplete(CompletedMeanwhile(folder_store.url), NOON) == ()
+        assert survey_backups(folder_store).complete == (made,)
+        assert all(folder_store.info(part.key) for part in made.parts)
+
+    def test_one_whose_clearing_was_interrupted_cannot_be_completed(self, folder_store: FolderStore) -> None:
+        made = put_backup(folder_store, manifest(), complete=False)
+        with pytest.raises(KeyboardInterrupt):
+            clear_incomplete(Dying(folder_store.url), NOON)
+        with pytest.raises(ObjectConflict):
+            write_manifest(folder_store, made)
+        assert survey_backups(folder_store).incomplete == (ID,)
+
+    def test_its_tombstone_goes_when_it_is_old(self, store: Store) -> None:
+        put_backup(store, manifest(), complete=False)
+        clear_incomplete(store, NOON)
+        info = store.info(f"backups/{ID}/manifest.json")
+        assert info is not None
+        clear_incomplete(store, info.modified + TOMBSTONE_STAYS - timedelta(hours=1))
+        assert survey_backups(store).abandoned == (ID,)
+        clear_incomplete(store, info.modified + TOMBSTONE_STAYS + timedelta(hours=1))
+        assert store.names("backups") == []
+
+
+class CompletedMeanwhile(FolderStore):
+    """A store in which the backup becomes complete right before anybody puts anything in place of its manifest."""
+
+    def put_if_absent(self, key: str, chunks: Sequence[Chunk]) -> bool:
+        write_manifest(FolderStore(self.url), manifest())
+        return super().put_if_absent(key, chunks)
 
 
 @pytest.mark.parametrize("backup_id", ["..", "a/b", "", "../other"])

@@ -26,15 +26,15 @@ from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
 from dr_pipelines.engines.postgres.wal import Lsn, segment_before, segment_holding
-from dr_pipelines.errors import BackupError, DrError, ProcessError, RepositoryUnreachable
+from dr_pipelines.errors import BackupError, DrError, ObjectConflict, ProcessError, RepositoryUnreachable
 from dr_pipelines.processes.postgres import Binaries
-from dr_pipelines.repository.locks import hold
+from dr_pipelines.repository.locks import Lock, hold
 from dr_pipelines.repository.manifest import (
     FileEntry,
     Manifest,
     Part,
+    clear_incomplete,
     delete_backup,
-    incomplete,
     new_backup_id,
     write_manifest,
 )
@@ -87,9 +87,7 @@ def take_backup(
     home = repository.service(service)
     store = home.child(facts.system_identifier)
     with hold(home, "backup", purpose=f"full backup of {service}", clock=clock) as lock:
-        removed = tuple(incomplete(store))
-        for leftover in removed:
-            delete_backup(store, leftover)
+        removed = clear_incomplete(store, clock.wall())
         backup_id = new_backup_id("full", clock.wall())
         try:
             started_at = _server_time(dsn)
@@ -114,14 +112,24 @@ def take_backup(
                 parts=parts,
                 details=details,
             )
-            patiently(lock.confirm, clock)
-            patiently(lambda: write_manifest(store, manifest), clock)
+            _complete(store, manifest, lock, clock)
         except BaseException:
             # The error that is under way matters more than one of the tidying; the next backup tidies again.
             with contextlib.suppress(DrError, OSError):
                 delete_backup(store, backup_id)
             raise
     return BackupResult(manifest, timedelta(seconds=clock.monotonic() - watch_start), waited, removed)
+
+
+def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> None:
+    patiently(lock.confirm, clock)
+    try:
+        patiently(lambda: write_manifest(store, manifest), clock)
+    except ObjectConflict as error:
+        # This process slept since it confirmed the lock, which somebody else has taken.
+        raise BackupError(
+            error.message, hint="this process was stopped, or the repository out of reach, for too long; start again"
+        ) from error
 
 
 def _refuse_what_cannot_work(facts: ServerFacts, dsn: str) -> None:

@@ -13,7 +13,8 @@ from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.wal import Segment
 from dr_pipelines.errors import BackupError, Locked, ProcessError, RepositoryError, RepositoryUnreachable
-from dr_pipelines.repository.manifest import Manifest, part_key, survey_backups
+from dr_pipelines.repository.locks import Lock
+from dr_pipelines.repository.manifest import Manifest, clear_incomplete, part_key, survey_backups
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock, wait_until
@@ -92,6 +93,8 @@ class TestMade:
         )
         assert result.removed_incomplete == (leftover,)
         assert survey_backups(source.store).incomplete == ()
+        # For whoever made it and may wake up.
+        assert survey_backups(source.store).abandoned == (leftover,)
 
 
 class TestRefused:
@@ -156,9 +159,10 @@ class TestFails:
 
     @pytest.fixture(autouse=True)
     def _nothing_is_left(self, source: Source) -> Iterator[None]:
-        before = source.store.names("backups")
+        before = survey_backups(source.store)
         yield
-        assert source.store.names("backups") == before
+        after = survey_backups(source.store)
+        assert (after.complete, after.incomplete, after.damaged) == (before.complete, (), ())
         assert source.back_up().backup_id
 
     def test_where_the_end_of_its_log_does_not_reach_the_repository(self, source: Source) -> None:
@@ -207,6 +211,20 @@ class TestFails:
                 clock=SystemClock(),
                 progress=lambda done, total: None,
             )
+
+    def test_where_it_slept_so_long_that_another_took_it_for_dead(
+        self, source: Source, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        confirm = Lock.confirm
+
+        def confirm_and_sleep(lock: Lock) -> None:
+            confirm(lock)
+            assert clear_incomplete(source.store, source.now())
+
+        monkeypatch.setattr(Lock, "confirm", confirm_and_sleep)
+        with pytest.raises(BackupError, match="was taken for dead") as raised:
+            source.back_up()
+        assert "start again" in raised.value.hint
 
     def test_where_a_part_cannot_be_stored(self, source: Source) -> None:
         store = source.store
