@@ -174,10 +174,16 @@ class Source(Cluster):
         assert position is not None
         return position
 
-    def back_up(self, *, archive_patience: float = 60, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    def back_up(
+        self,
+        *,
+        dsn: str | None = None,
+        archive_patience: float = 60,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Manifest:
         return take_backup(
             SERVICE,
-            self.server.dsn(self.database),
+            dsn or self.server.dsn(self.database),
             self.repository,
             self.server.binaries,
             self.settings,

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import io
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,14 @@ import psycopg
 
 from dr_pipelines import __version__
 from dr_pipelines.engines.parts import PartWriter, Progress
-from dr_pipelines.engines.postgres.connection import ServerFacts, connect, read_facts, scalar, without_password
+from dr_pipelines.engines.postgres.connection import (
+    ServerFacts,
+    connect,
+    for_a_tool,
+    read_facts,
+    scalar,
+    without_secrets,
+)
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
@@ -133,7 +139,7 @@ def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> Non
 
 
 def _refuse_what_cannot_work(facts: ServerFacts, dsn: str) -> None:
-    where = without_password(dsn)
+    where = without_secrets(dsn)
     if facts.tablespaces:
         raise BackupError(
             f"the cluster at {where} has further tablespaces ({', '.join(facts.tablespaces)})",
@@ -160,21 +166,24 @@ def _base_backup(dsn: str, binaries: Binaries, name: str, archive_patience: floa
 
     The server knows it by `name`.
     """
-    pieces = psycopg.conninfo.conninfo_to_dict(dsn)
-    password = pieces.pop("password", None)
-    pieces.pop("dbname", None)
     command = [
         binaries["pg_basebackup"],
         *("--pgdata=-", "--format=tar", "--wal-method=none", "--checkpoint=fast", "--no-password"),
         # Each part is hashed with SHA-256 on its way; PostgreSQL's own manifest needs no more than its default.
         "--manifest-checksums=CRC32C",
         "--label=dr_pipelines",
-        "--dbname=" + psycopg.conninfo.make_conninfo("", **(pieces | {"application_name": name})),
     ]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")} | {"LC_ALL": "C"}
-    if password is not None:
-        environment["PGPASSWORD"] = str(password)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/")
+    with for_a_tool(dsn, name) as (conninfo, environment):
+        process = subprocess.Popen(
+            [*command, f"--dbname={conninfo}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/"
+        )
+        with _reading(process, dsn, name, archive_patience) as stream:
+            yield stream
+
+
+@contextlib.contextmanager
+def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_patience: float) -> Iterator[BinaryIO]:
+    """What the process writes, while it is watched; it has ended when the block does."""
     assert process.stdout is not None and process.stderr is not None
     words: list[bytes] = []
     # Read beside the data: a full pipe of messages would stop the backup.

@@ -1,22 +1,25 @@
 """How a PostgreSQL server is asked what it is."""
 
+import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dr_pipelines.errors import ConfigurationError, ProcessError
 
-__all__ = ["ServerFacts", "connect", "read_facts", "scalar"]
+__all__ = ["ServerFacts", "connect", "for_a_tool", "read_facts", "scalar", "without_secrets"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 @contextmanager
 def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
-    """A connection in autocommit mode. Raises ProcessError, without the password, where the server does not answer."""
+    """A connection in autocommit mode. Raises ProcessError, without secrets, where the server does not answer."""
     try:
         # In a database whose encoding is SQL_ASCII texts would come as bytes.
         connection = psycopg.connect(
@@ -24,7 +27,7 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
         )
     except psycopg.OperationalError as error:
         raise ProcessError(
-            f"PostgreSQL at {without_password(dsn)} cannot be reached: {str(error).strip()}",
+            f"PostgreSQL at {without_secrets(dsn)} cannot be reached: {str(error).strip()}",
             hint="is the server running, and is DR_DSN__<SERVICE> right? dr doctor",
         ) from None
     except psycopg.ProgrammingError as error:
@@ -33,10 +36,52 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
         yield connection
 
 
-def without_password(dsn: str) -> str:
+def without_secrets(dsn: str) -> str:
     """A connection string that may be shown."""
-    pieces = psycopg.conninfo.conninfo_to_dict(dsn)
-    return " ".join(f"{key}={value}" for key, value in pieces.items() if key != "password")
+    hidden = _hidden_options()
+    return " ".join(f"{key}={value}" for key, value in conninfo_to_dict(dsn).items() if key not in hidden)
+
+
+def _hidden_options() -> dict[str, str | None]:
+    """What libpq itself would not show, such as `password` and `sslpassword`, with the variable that may hold it."""
+    return {
+        option.keyword.decode(): option.envvar.decode() if option.envvar else None
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.dispchar
+    }
+
+
+@contextmanager
+def for_a_tool(dsn: str, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """How one of PostgreSQL's tools connects as `connect` does, but as `name`: its connection string and environment.
+
+    Every user of the machine may see the string, and none the environment, which goes with it: ours, since libpq reads
+    variables for whatever the string leaves out (PGHOST, PGPASSFILE, PGSERVICEFILE, PGSSLROOTCERT). The tool must have
+    ended when the block does.
+    """
+    hidden, shown, unnamed = _hidden_options(), {"application_name": name}, {}
+    environment = {**os.environ, "LC_ALL": "C"}
+    for key, value in conninfo_to_dict(dsn).items():
+        if key in hidden:
+            if (variable := hidden[key]) is not None:
+                environment[variable] = str(value)
+            else:
+                unnamed[key] = str(value)
+        elif key not in ("application_name", "dbname"):
+            shown[key] = str(value)
+    with ExitStack() as kept:
+        if unnamed:
+            # No variable holds them. A service's file can, but a connection has one service only.
+            if "service" in shown or "PGSERVICE" in environment:
+                raise ConfigurationError(
+                    f"{', '.join(unnamed)} cannot be given to PostgreSQL's tools beside a service",
+                    hint="move it from DR_DSN__<SERVICE> into the service's file",
+                )
+            file = kept.enter_context(tempfile.NamedTemporaryFile("w", prefix="dr-service-"))
+            file.write("[dr_pipelines]\n" + "".join(f"{key}={value}\n" for key, value in unnamed.items()))
+            file.flush()
+            environment |= {"PGSERVICEFILE": file.name, "PGSERVICE": "dr_pipelines"}
+        yield make_conninfo("", **shown), environment
 
 
 def scalar(connection: Connection, query: LiteralString) -> Any:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -95,6 +95,40 @@ class TestMade:
         assert survey_backups(source.store).incomplete == ()
         # For whoever made it and may wake up.
         assert survey_backups(source.store).abandoned == (leftover,)
+
+
+class TestReached:
+    """The server, as the connection string and libpq's own variables say."""
+
+    def test_with_a_file_of_passwords(self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        passwords = tmp_path / "passwords"
+        passwords.touch(mode=0o600)
+        passwords.write_text(f"*:{source.server.port}:*:*:{source.server.password}\n")
+        monkeypatch.setenv("PGPASSFILE", str(passwords))
+        options = psycopg.conninfo.conninfo_to_dict(source.server.dsn())
+        del options["password"]
+        assert source.back_up(dsn=psycopg.conninfo.make_conninfo("", **options))
+
+    def test_with_a_service(self, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        options = psycopg.conninfo.conninfo_to_dict(source.server.dsn())
+        lines = "".join(f"{key}={value}\n" for key, value in options.items())
+        (tmp_path / "services").write_text(f"[hotel]\n{lines}")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        assert source.back_up(dsn="service=hotel")
+
+    def test_with_secrets_that_no_list_of_processes_shows(self, source: Source) -> None:
+        seen: list[bytes] = []
+
+        def look(done: int, total: int) -> None:
+            for command in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    seen.append(command.read_bytes())
+
+        source.back_up(dsn=psycopg.conninfo.make_conninfo(source.server.dsn(), sslpassword="hunter2"), progress=look)
+        assert any(b"/pg_basebackup\0" in command for command in seen)
+        assert not any(
+            secret in command for command in seen for secret in (source.server.password.encode(), b"hunter2")
+        )
 
 
 class TestRefused:
