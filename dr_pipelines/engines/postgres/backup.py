@@ -54,6 +54,8 @@ __all__ = ["BackupResult", "take_backup"]
 
 ARCHIVE_PATIENCE = 120.0
 """Seconds that the end of the backup's log may take to be archived, and then to be stored; the agent needs two."""
+_WATCHER_PATIENCE = 30.0
+"""Seconds that the watcher has to end; one that waits for a server that hangs is left to itself."""
 _WAITING = """
 SELECT count(*) FROM pg_stat_progress_basebackup p JOIN pg_stat_activity a USING (pid)
 WHERE p.phase = 'waiting for wal archiving to finish' AND a.application_name = %s
@@ -191,7 +193,9 @@ def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_pati
     listener.start()
     fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
     over, stuck = threading.Event(), threading.Event()
-    watcher = threading.Thread(target=_watch_archiving, args=(process, dsn, name, archive_patience, over, stuck))
+    watcher = threading.Thread(
+        target=_watch_archiving, args=(process, dsn, name, archive_patience, over, stuck), daemon=True
+    )
     watcher.start()
     try:
         yield cast(BinaryIO, process.stdout)
@@ -211,7 +215,7 @@ def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_pati
         raise
     finally:
         over.set()
-        watcher.join()
+        watcher.join(_WATCHER_PATIENCE)
         listener.join()
         process.stdout.close()
         process.stderr.close()
@@ -232,6 +236,7 @@ def _watch_archiving(
     while not over.wait(interval):
         try:
             with connect(dsn) as connection:
+                connection.execute("SET statement_timeout = '10s'")
                 row = connection.execute(_WAITING, (name,)).fetchone()
         except (ProcessError, psycopg.Error):
             continue

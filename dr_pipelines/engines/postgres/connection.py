@@ -15,15 +15,24 @@ from dr_pipelines.errors import ConfigurationError, ProcessError
 __all__ = ["ServerFacts", "connect", "for_a_tool", "read_facts", "scalar", "without_secrets"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+_LIVENESS = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "6", "tcp_user_timeout": "90000"}
+"""So that a peer that is gone without a word (power, a firewall that forgets) is an error after a minute and a half."""
 
 
 @contextmanager
 def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
-    """A connection in autocommit mode. Raises ProcessError, without secrets, where the server does not answer."""
+    """A connection in autocommit mode, which ends where its peer is gone.
+
+    Raises ProcessError, without secrets, where the server does not answer.
+    """
     try:
-        # In a database whose encoding is SQL_ASCII texts would come as bytes.
         connection = psycopg.connect(
-            dsn, autocommit=True, connect_timeout=timeout, application_name="dr_pipelines", client_encoding="UTF8"
+            make_conninfo("", **_with_liveness(dsn)),
+            autocommit=True,
+            connect_timeout=timeout,
+            application_name="dr_pipelines",
+            # In a database whose encoding is SQL_ASCII texts would come as bytes.
+            client_encoding="UTF8",
         )
     except psycopg.OperationalError as error:
         raise ProcessError(
@@ -34,6 +43,10 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
         raise ConfigurationError(f"the connection string cannot be read: {error}", hint="DR_DSN__<SERVICE>") from None
     with connection:
         yield connection
+
+
+def _with_liveness(dsn: str) -> dict[str, str]:
+    return _LIVENESS | {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
 
 
 def without_secrets(dsn: str) -> str:
@@ -61,14 +74,14 @@ def for_a_tool(dsn: str, name: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     hidden, shown, unnamed = _hidden_options(), {"application_name": name}, {}
     environment = {**os.environ, "LC_ALL": "C"}
-    for key, value in conninfo_to_dict(dsn).items():
+    for key, value in _with_liveness(dsn).items():
         if key in hidden:
             if (variable := hidden[key]) is not None:
-                environment[variable] = str(value)
+                environment[variable] = value
             else:
-                unnamed[key] = str(value)
+                unnamed[key] = value
         elif key not in ("application_name", "dbname"):
-            shown[key] = str(value)
+            shown[key] = value
     with ExitStack() as kept:
         if unnamed:
             # No variable holds them. A service's file can, but a connection has one service only.

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from dr_pipelines.engines.postgres import backup
 from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.wal import Segment
@@ -281,12 +282,28 @@ def test_a_backup_leaves_no_thread_behind(source: Source) -> None:
     assert set(threading.enumerate()) <= threads
 
 
+def test_a_backup_ends_though_the_question_for_its_progress_is_never_answered(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(backup, "_watch_archiving", lambda *_: ended.wait())
+    monkeypatch.setattr(backup, "_WATCHER_PATIENCE", 0.1)
+    made: list[Manifest] = []
+    making = threading.Thread(target=lambda: made.append(source.back_up()))
+    making.start()
+    making.join(30)
+    ended.set()
+    left = making.is_alive()
+    making.join()
+    assert not left
+
+
 def test_the_moment_it_stopped_is_before_the_wait_for_its_log(source: Source) -> None:
     """So that a restore to any time after it can be asked for, however long the log took to be stored."""
     made: list[Manifest] = []
     source.stop_agent()
-    backup = threading.Thread(target=lambda: made.append(source.back_up()))
-    backup.start()
+    making = threading.Thread(target=lambda: made.append(source.back_up()))
+    making.start()
     sending = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'"
     assert wait_until(lambda: source.ask(sending), timeout=20)
     assert wait_until(lambda: not source.ask(sending), timeout=20)
@@ -294,7 +311,7 @@ def test_the_moment_it_stopped_is_before_the_wait_for_its_log(source: Source) ->
     assert wait_until(lambda: source.now() - sent_at > timedelta(seconds=0.5), timeout=20)
     waiting_at = source.now()
     source.start_agent()
-    backup.join()
+    making.join()
     assert made[0].stopped_at < waiting_at
 
 
