@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dr_pipelines.engines.postgres import coverage, target
+from dr_pipelines.engines.postgres.room import require_space
 from dr_pipelines.errors import LogGap
 from dr_pipelines.processes.postgres import Binaries, find_binaries
 from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, plan_restore
@@ -49,7 +50,8 @@ class Estimate:
             "log_bytes": planned.log_bytes,
             "log_end": planned.log_end,
             "target": str(destination) if destination is not None else None,
-            "needed_bytes": planned.needed_bytes,
+            "needed_bytes": planned.room.least,
+            "enough_bytes": planned.room.enough,
             "free_bytes": self.free_bytes,
             "postgres": self.binaries.version,
             "postgres_bin": str(self.binaries.folder),
@@ -66,8 +68,9 @@ class Estimate:
             f"{format_bytes(planned.raw_bytes)} to write",
             "log": f"{len(planned.files)} files, {format_bytes(planned.log_bytes)} to replay, up to {planned.log_end}",
             "gap": planned.gap,
-            "target": f"{request.destination or 'none given'}, {format_bytes(planned.needed_bytes)} needed, "
-            f"{format_bytes(self.free_bytes)} free",
+            "target": f"{request.destination or 'none given'}, {format_bytes(self.free_bytes)} free",
+            "room": f"{format_bytes(planned.room.least)} needed at least, {format_bytes(planned.room.enough)} by an "
+            "upper estimate of what the log adds",
             "with": f"PostgreSQL {self.binaries.version} in {self.binaries.folder}",
         }
         for name, value in lines.items():
@@ -109,7 +112,8 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
 
 def _check_target(around: Surroundings, planned: Assessment) -> None:
     place = Path(planned.target)
-    target.require_space(place, planned.needed_bytes)
+    if scarce := require_space(place, planned.room):
+        around.notes.warning(scarce)
     note = target.read_note(place)
     # An unfinished restore of the same backup would be gone on with.
     execution_id = note.execution_id if note is not None else planned.execution.id

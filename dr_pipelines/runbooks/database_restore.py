@@ -17,6 +17,7 @@ from dr_pipelines.engines.postgres import validate as postgres_validate
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer, start_recovered
 from dr_pipelines.engines.postgres.restore import restore_files
+from dr_pipelines.engines.postgres.room import Room, require_space, room_for
 from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.errors import (
     ConfigurationError,
@@ -59,10 +60,6 @@ __all__ = [
 RUNBOOK = "database_restore"
 LEASE = timedelta(minutes=30)
 """How long a restored server outlives the last sign of the run that restores it."""
-_MARGIN = 256 << 20
-"""Bytes kept free beside the data: the server's own log, temporary files, a checkpoint's new segments."""
-_WAL_KEPT = 1 << 30
-"""PostgreSQL's default max_wal_size: what replayed segments may take before they are recycled."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Assessment:
     raw_bytes: int
     stored_bytes: int
     log_bytes: int
-    needed_bytes: int
+    room: Room
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def plan_restore(
         raw_bytes=manifest.raw_bytes,
         stored_bytes=manifest.stored_bytes,
         log_bytes=log_bytes,
-        needed_bytes=manifest.raw_bytes + min(log_bytes, _WAL_KEPT) + _MARGIN,
+        room=room_for(manifest, log_bytes),
     )
 
 
@@ -227,7 +224,8 @@ def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) ->
     with steps_of(around, assessment.execution, run_id).step("prepare") as tell:
         binaries = find_binaries(around.settings, assessment.major)
         place = Path(assessment.target)
-        target.require_space(place, assessment.needed_bytes)
+        if scarce := require_space(place, assessment.room):
+            around.notes.warning(scarce)
         resumed = target.claim(place, _note(assessment), around.identity)
         tell(f"{place} with PostgreSQL {binaries.version}" + (", claimed before" if resumed else ""))
     return assessment
@@ -360,14 +358,6 @@ def backup_used(around: Surroundings, assessment: Assessment) -> BackupUsed:
         stored_bytes=manifest.stored_bytes,
         log_files=len(assessment.files),
         log_bytes=assessment.log_bytes,
-    )
-
-
-def describe_estimate(assessment: Assessment) -> str:
-    """One line for `--dry-run`."""
-    return (
-        f"{format_bytes(assessment.stored_bytes)} to fetch, {format_bytes(assessment.raw_bytes)} to write, "
-        f"{format_bytes(assessment.log_bytes)} of log to replay, {format_bytes(assessment.needed_bytes)} needed"
     )
 
 

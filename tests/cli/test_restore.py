@@ -125,7 +125,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(alone: Dr) -> None:
 
     found = said.document
     assert said.code == 0
-    assert found["stored_bytes"] < found["raw_bytes"] < found["needed_bytes"] < found["free_bytes"]
+    assert found["stored_bytes"] < found["raw_bytes"] < found["needed_bytes"] < found["enough_bytes"]
+    assert found["enough_bytes"] < found["free_bytes"]
     assert found["covered_from"] < found["covered_to"]
     assert before == sorted(path for path in alone.folder.rglob("*") if "state" not in path.parts)
 

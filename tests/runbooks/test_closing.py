@@ -7,6 +7,7 @@ import pytest
 
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.postgres.recovery import RestoredServer
+from dr_pipelines.engines.postgres.room import Room
 from dr_pipelines.runbooks.closing import loss_of
 from dr_pipelines.runbooks.database_restore import Assessment, Validated
 from dr_pipelines.runbooks.execution import Execution
@@ -51,7 +52,7 @@ def loss(
         raw_bytes=1,
         stored_bytes=1,
         log_bytes=1,
-        needed_bytes=1,
+        room=Room(1, 1),
     )
     server = RestoredServer(
         data=Path("/srv/data"),

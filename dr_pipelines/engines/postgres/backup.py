@@ -298,6 +298,7 @@ def _details(own_manifest: bytes, facts: ServerFacts) -> dict[str, str | int]:
         "start_segment": str(segment_holding(start, timeline, facts.segment_size)),
         "stop_segment": str(segment_before(stop, timeline, facts.segment_size)),
         "wal_segment_size": facts.segment_size,
+        "max_wal_size": facts.max_wal_size,
         "superuser": facts.superuser,
         "major": facts.major,
     }

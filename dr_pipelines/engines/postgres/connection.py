@@ -121,6 +121,8 @@ class ServerFacts:
     archive_command: str
     archive_timeout: int
     """Seconds; 0: a segment is archived only when it is full."""
+    max_wal_size: int
+    """Bytes that the log in the data directory may reach before a checkpoint is due."""
     data_checksums: bool
     in_recovery: bool
 
@@ -144,6 +146,7 @@ def read_facts(connection: Connection) -> ServerFacts:
         archive_mode=str(scalar(connection, "SHOW archive_mode")),
         archive_command=str(scalar(connection, "SHOW archive_command")),
         archive_timeout=int(scalar(connection, "SELECT setting FROM pg_settings WHERE name = 'archive_timeout'")),
+        max_wal_size=int(scalar(connection, "SELECT pg_size_bytes(current_setting('max_wal_size'))")),
         data_checksums=scalar(connection, "SHOW data_checksums") == "on",
         in_recovery=bool(scalar(connection, "SELECT pg_is_in_recovery()")),
     )

@@ -21,9 +21,9 @@ from dr_pipelines.processes.identity import Identity
 from dr_pipelines.processes.proc import look_up
 from dr_pipelines.repository.patience import patiently
 
-__all__ = ["Stage"]
+__all__ = ["AHEAD", "Stage"]
 
-_AHEAD = 24
+AHEAD = 24
 """Segments fetched beyond what was taken: enough to keep the replay busy, and bounded disk."""
 
 _NEXT = f"""#!/bin/sh
@@ -129,7 +129,7 @@ class Stage:
             while not self._stop.is_set():
                 with self._lock:
                     wanted = self.wanted()
-                    ahead = range(wanted, min(wanted + _AHEAD, len(self._names)))
+                    ahead = range(wanted, min(wanted + AHEAD, len(self._names)))
                     number = next((number for number in ahead if number not in self._begun), None)
                     if number is not None:
                         self._begun.add(number)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from dr_pipelines.errors import ConfigurationError, Locked, TargetRefused
 from dr_pipelines.processes.identity import Identity, check_reachable, give_to
-from dr_pipelines.timing import format_bytes
 
 __all__ = [
     "ACCESS_RULES",
@@ -28,7 +27,6 @@ __all__ = [
     "let_go",
     "read_note",
     "release",
-    "require_space",
 ]
 
 PRIVATE = "dr_restore"
@@ -194,24 +192,6 @@ def release(target: Path, *, server_runs: bool) -> None:
             else:
                 entry.unlink()
     let_go(target)
-
-
-def require_space(target: Path, needed: int) -> None:
-    """Raises TargetRefused where the target's file system has less than `needed` bytes free.
-
-    What an unfinished restore has written there already counts as free.
-    """
-    folder = target
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed and read_note(target) is not None:
-        free += sum(path.lstat().st_blocks * 512 for path in target.rglob("*"))
-    if free < needed:
-        raise TargetRefused(
-            f"the restore needs {format_bytes(needed)} and {folder} has {format_bytes(free)} free",
-            hint="give a target on another file system",
-        )
 
 
 def _make_parents(folder: Path) -> None:

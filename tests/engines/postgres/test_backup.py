@@ -48,6 +48,7 @@ class TestMade:
         assert Log(store).has(str(manifest.details["stop_segment"]))
         assert manifest.system_identifier == source.system
         assert manifest.started_at < manifest.stopped_at <= source.now()
+        assert manifest.details["max_wal_size"] == 64 << 20
 
     def test_the_log_itself_is_not_in_it(self, source: Source) -> None:
         inside = [entry.path for entry in source.back_up().files if entry.path.startswith("pg_wal/")]

@@ -27,6 +27,7 @@ FACTS = ServerFacts(
     archive_mode="on",
     archive_command=OURS,
     archive_timeout=60,
+    max_wal_size=1 << 30,
     data_checksums=True,
     in_recovery=False,
 )

@@ -143,27 +143,6 @@ class TestClaimed:
         assert target.read_note(folder / "data") == MINE
 
 
-class TestSpace:
-    def test_too_little_is_refused_with_both_figures(self, folder: Path) -> None:
-        with pytest.raises(TargetRefused, match=r"needs 1024\.0 TiB and .* has .* free"):
-            target.require_space(folder / "not" / "yet" / "there", 1 << 50)
-
-    def test_enough_is_enough(self, folder: Path) -> None:
-        target.require_space(folder / "data", 1 << 10)
-
-    def test_what_the_restore_itself_has_written_counts_as_free(self, folder: Path, identity: Identity | None) -> None:
-        place = folder / "data"
-        target.claim(place, MINE, identity)
-        status = os.statvfs(folder)
-        with (place / "base").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 512 << 20)
-        needed = status.f_bavail * status.f_frsize - (256 << 20)
-        target.require_space(place, needed)
-        (place / target.PRIVATE / "restore.json").unlink()
-        with pytest.raises(TargetRefused):
-            target.require_space(place, needed)
-
-
 class TestLock:
     def test_whoever_claimed_it_holds_it_and_passes_again(self, folder: Path, identity: Identity | None) -> None:
         target.claim(folder / "data", MINE, identity)
