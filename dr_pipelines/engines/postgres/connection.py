@@ -1,6 +1,7 @@
 """How a PostgreSQL server is asked what it is."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,7 +41,9 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
             hint="is the server running, and is DR_DSN__<SERVICE> right? dr doctor",
         ) from None
     except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"the connection string cannot be read: {error}", hint="DR_DSN__<SERVICE>") from None
+        # libpq quotes what it stumbles over, which may be a piece of a password.
+        problem = re.sub('".*"', '"…"', str(error).strip())
+        raise ConfigurationError(f"the connection string cannot be read: {problem}", hint="DR_DSN__<SERVICE>") from None
     with connection:
         yield connection
 

@@ -25,6 +25,13 @@ def test_a_connection_string_is_shown_without_secrets() -> None:
     assert "hunter" not in str(raised.value)
 
 
+@pytest.mark.parametrize("dsn", ["user=clerk password=my hunter1", "postgresql://clerk:hunter1%zz@db/hotel"])
+def test_a_connection_string_that_cannot_be_read_is_not_quoted(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be read: (missing|invalid)") as raised, connect(dsn):
+        pass
+    assert "hunter" not in str(raised.value)
+
+
 def test_a_tool_gets_secrets_where_only_libpq_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with for_a_tool(DSN, "somebody") as (conninfo, environment):
         shown = psycopg.conninfo.conninfo_to_dict(conninfo)
