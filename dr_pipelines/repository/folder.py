@@ -125,12 +125,11 @@ class FolderStore:
         return child
 
     def free_bytes(self) -> int | None:
-        folder = self._folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        with _refusals("read", folder):
-            status = os.statvfs(folder)
-        return status.f_bavail * status.f_frsize
+        for folder in (self._folder, *self._folder.parents):
+            with _refusals("read", folder), contextlib.suppress(*_NOT_THERE):
+                status = os.statvfs(folder)
+                return status.f_bavail * status.f_frsize
+        return None
 
     def clean(self, older_than: timedelta = _OLD) -> int:
         """Remove what interrupted writers left behind, by now `older_than`; returns the number of files."""
@@ -225,10 +224,11 @@ class _Top:
                 self._inode = self.path.stat().st_ino
 
     def check(self) -> None:
-        try:
-            same = self._inode is None or self.path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            same = False
+        with _refusals("read", self.path):
+            try:
+                same = self._inode is None or self.path.stat().st_ino == self._inode
+            except FileNotFoundError:
+                same = False
         if not same:
             raise RepositoryUnreachable(
                 f"{self.path} is not the folder that it was", hint="was its disk unmounted? Mount it and try again"

@@ -1,5 +1,6 @@
 """What a folder promises beyond every store's contract: modes, leftovers, disks that fill up or go away."""
 
+import errno
 import os
 import signal
 import stat
@@ -15,6 +16,7 @@ import pytest
 from dr_pipelines.errors import ObjectMissing, RepositoryError, RepositoryUnreachable
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.repository import open_repository
+from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import wait_until
 
@@ -102,14 +104,8 @@ def test_an_object_in_the_way_of_a_folder_is_an_error_with_a_hint(folder_store: 
     assert [info.key for info in folder_store.list("")] == ["a/b"]
 
 
-def test_a_folder_that_is_exchanged_for_an_empty_one_is_noticed(tmp_path: Path) -> None:
-    """As when a disk is unmounted: its backups are not gone, and nothing is to be written beneath."""
-    folder = tmp_path / "r"
-    store = open_repository(str(folder), settings=Settings(), create=True).service("database")
-    store.put("a", [b"x"])
-    folder.rename(tmp_path / "away")
-    folder.mkdir()
-    uses: list[Callable[[], object]] = [
+def uses_of(store: Store) -> list[Callable[[], object]]:
+    return [
         lambda: store.put("b", [b"x"]),
         lambda: store.put_if_absent("b", [b"x"]),
         lambda: store.get("a"),
@@ -117,6 +113,16 @@ def test_a_folder_that_is_exchanged_for_an_empty_one_is_noticed(tmp_path: Path) 
         lambda: store.names(""),
         lambda: list(store.list("")),
     ]
+
+
+def test_a_folder_that_is_exchanged_for_an_empty_one_is_noticed(tmp_path: Path) -> None:
+    """As when a disk is unmounted: its backups are not gone, and nothing is to be written beneath."""
+    folder = tmp_path / "r"
+    store = open_repository(str(folder), settings=Settings(), create=True).service("database")
+    store.put("a", [b"x"])
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+    uses = uses_of(store)
     for use in uses:
         with pytest.raises(RepositoryUnreachable) as caught:
             use()
@@ -128,6 +134,36 @@ def test_a_folder_that_is_exchanged_for_an_empty_one_is_noticed(tmp_path: Path) 
     (tmp_path / "away").rename(folder)
     assert store.get("a") == b"x"
     assert store.names("") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ESTALE, RepositoryUnreachable), (errno.EIO, RepositoryError)], ids=["stale", "broken"]
+)
+def test_a_disk_that_stops_answering_is_an_error_of_the_repository(
+    folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[RepositoryError]
+) -> None:
+    folder_store.put("a/b", [b"x"])
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(os, "statvfs", refuse)
+    for use in (*uses_of(folder_store), folder_store.free_bytes):
+        with pytest.raises(RepositoryError) as caught:
+            use()
+        assert type(caught.value) is kind
+
+
+def test_a_link_to_itself_in_the_folders_place_is_an_error_of_the_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    store = FolderStore(folder)
+    store.put("a/b", [b"x"])
+    folder.rename(tmp_path / "away")
+    folder.symlink_to(folder)
+    for use in (*uses_of(store), store.free_bytes):
+        with pytest.raises(RepositoryError, match="symbolic links"):
+            use()
 
 
 def test_an_empty_folder_is_nothing_and_none_is_left(folder_store: FolderStore) -> None:
@@ -171,6 +207,7 @@ import os, subprocess, sys
 from dr_pipelines.errors import RepositoryError, RepositoryUnreachable
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.repository import open_repository
+from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings
 folder = sys.argv[1]
 mount = lambda *options: subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], check=True)
