@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dr_pipelines.agent.journal import say
+from dr_pipelines.engines.postgres.chain import by_segment
 from dr_pipelines.engines.postgres.log import Chain, Log, Stored
 from dr_pipelines.engines.postgres.position import Position, RecoveryPointTracker, Sample
 from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Segment, kind_of, parse_history, read_header
@@ -118,7 +119,7 @@ class Cluster:
     def gone(self, name: str) -> None:
         """A file was stored after all, or is no longer in the spool."""
         if kind_of(name) is FileKind.SEGMENT and self._foreign:
-            self._foreign.discard(Segment.of_name(name, self.segment_size))
+            self._foreign = {segment for segment in self._foreign if segment.name != name}
             self._stale = True
 
     def check(self, name: str, raw: bytes) -> None:
@@ -198,10 +199,10 @@ class Cluster:
         self._start = self._newest_backup()
         if self._start is not None:
             return self.log.chain(self._start.lsn, self._start.timeline, self.segment_size)
-        segments = self.log.segments()
+        segments = by_segment(self.log.segments(), self.segment_size)
         if not segments:
             return None
-        first = Segment.of_name(segments[0].name, self.segment_size)
+        first = min(segments)
         return self.log.chain(first.start, first.timeline, self.segment_size)
 
     def _newest_backup(self) -> _Start | None:

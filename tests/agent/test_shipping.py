@@ -123,6 +123,29 @@ def test_what_is_no_segment_of_this_cluster_stays_and_the_others_go_on(
     assert position.stored_end == end(3)
 
 
+IMPOSSIBLE = "000000010000000000001000"
+"""No segment of 1 MiB has this name."""
+
+
+def test_a_stored_name_that_no_segment_can_have_keeps_nothing_else_from_being_stored(agents: Agents) -> None:
+    agents.log().put(IMPOSSIBLE, b"")
+    agents.log().put("000000000000000000000001", b"")
+    agents.drop(made_up(3))
+    agents.start()
+    agents.await_position(lambda position: position.stored_end == end(3) and position.problem is None)
+
+
+def test_a_spooled_name_that_no_segment_can_have_ends_nothing_beside_a_conflict(agents: Agents) -> None:
+    agents.log().put(*made_up(3))
+    agents.drop(made_up(3, seed=9), (IMPOSSIBLE, b"x"))
+    agents.start()
+    agents.await_position(lambda position: position.problem and IMPOSSIBLE in position.problem)
+    (agents.spool / IMPOSSIBLE).unlink()
+    agents.await_position(lambda position: position.spool_files == 1 and IMPOSSIBLE not in str(position.problem))
+    agents.drop(made_up(4))
+    agents.await_position(lambda position: position.spool_files == 1 and agents.log().has(made_up(4)[0]))
+
+
 def test_a_hole_is_named_and_mended_by_the_missing_segment(agents: Agents) -> None:
     agents.drop(made_up(3), made_up(5))
     agents.start()

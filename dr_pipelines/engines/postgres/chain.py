@@ -5,12 +5,13 @@ timeline was left, the next one's segments are read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from dr_pipelines.engines.postgres.wal import Lsn, Segment, Switch
 
-__all__ = ["Chain", "Hole", "StoredSegment", "follow"]
+__all__ = ["Chain", "Hole", "StoredSegment", "by_segment", "follow"]
 
 _NAMED = 20
 """How many missing segments of one hole are named."""
@@ -70,20 +71,29 @@ class Chain:
         return self.holes[0].stored_before, self.newest_stored_at
 
 
+def by_segment(stored: Iterable[StoredSegment], size: int) -> dict[Segment, StoredSegment]:
+    """What is stored, by segment; a name that no segment of this size has is passed over: no replay asks for it."""
+    found: dict[Segment, StoredSegment] = {}
+    for each in stored:
+        with suppress(ValueError):
+            found[Segment.of_name(each.name, size)] = each
+    return found
+
+
 def follow(
     start: Lsn, timeline: int, size: int, stored: Iterable[StoredSegment], histories: Mapping[int, tuple[Switch, ...]]
 ) -> Chain:
     """The chain from `start` on `timeline`, among what is stored; `histories` holds the parsed history files."""
     path = _path(start, timeline, size, histories)
-    by_segment = {Segment.of_name(segment.name, size): segment for segment in stored}
+    segments = by_segment(stored, size)
     first = start.value // size
     on_path = sorted(
-        (segment for segment in by_segment if segment.number >= first and segment == _at(segment.number, path, size)),
+        (segment for segment in segments if segment.number >= first and segment == _at(segment.number, path, size)),
         key=lambda segment: segment.number,
     )
     unbroken = list(_unbroken(first, on_path))
-    last = by_segment[unbroken[-1]] if unbroken else None
-    newest = by_segment[on_path[-1]] if on_path else None
+    last = segments[unbroken[-1]] if unbroken else None
+    newest = segments[on_path[-1]] if on_path else None
     wanted = sorted(number for number in histories if number <= path[-1][0])
     return Chain(
         start=start,
@@ -94,7 +104,7 @@ def follow(
         newest=newest.name if newest else None,
         newest_end=on_path[-1].end if on_path else start,
         newest_stored_at=newest.stored_at if newest else None,
-        holes=tuple(_holes(first, on_path, by_segment, path, size)),
+        holes=tuple(_holes(first, on_path, segments, path, size)),
     )
 
 

@@ -100,6 +100,12 @@ def test_a_hole_just_after_a_switch_is_named_on_the_new_timeline() -> None:
     assert (chain.end, chain.missing) == (at(4), (name(4, 2),))
 
 
+@pytest.mark.parametrize("stray", ["000000010000000000000100", "000000000000000000000004"])
+def test_a_name_that_no_segment_of_this_size_has_is_passed_over(stray: str) -> None:
+    chain = follow(at(3.5), 1, SIZE, [*stored(range(1, 8)), StoredSegment(stray, 1000, NOON)], {})
+    assert (chain.end, chain.newest, chain.holes) == (at(8), name(7), ())
+
+
 @given(st.sets(st.integers(0, 60)), st.integers(0, 60))
 def test_the_end_is_reached_without_a_step_over_nothing(numbers: set[int], first: int) -> None:
     chain = follow(at(first), 1, SIZE, stored(numbers), {})
