@@ -33,10 +33,6 @@ class Hole:
     missing: tuple[str, ...]
     """The first of them by name, at most 20."""
     count: int
-    stored_before: datetime | None
-    """When the last segment before the hole was stored; None where the hole is at the start."""
-    stored_after: datetime
-    """When the first segment after the hole was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +50,12 @@ class Chain:
     """When the last segment before `end` was stored."""
     newest: str | None
     """The newest stored segment, behind all holes."""
-    newest_end: Lsn
-    newest_stored_at: datetime | None
     holes: tuple[Hole, ...]
 
     @property
     def missing(self) -> tuple[str, ...]:
         """The names of missing segments, at most 20 of each hole."""
         return tuple(name for hole in self.holes for name in hole.missing)
-
-    @property
-    def lost(self) -> tuple[datetime | None, datetime] | None:
-        """From when to when what was stored cannot be reached over the first hole; None where there is none."""
-        if not self.holes or self.newest_stored_at is None:
-            return None
-        return self.holes[0].stored_before, self.newest_stored_at
 
 
 def by_segment(stored: Iterable[StoredSegment], size: int) -> dict[Segment, StoredSegment]:
@@ -93,7 +80,6 @@ def follow(
     )
     unbroken = list(_unbroken(first, on_path))
     last = segments[unbroken[-1]] if unbroken else None
-    newest = segments[on_path[-1]] if on_path else None
     wanted = sorted(number for number in histories if number <= path[-1][0])
     return Chain(
         start=start,
@@ -101,10 +87,8 @@ def follow(
         timeline=unbroken[-1].timeline if unbroken else timeline,
         files=tuple(f"{number:08X}.history" for number in wanted) + tuple(segment.name for segment in unbroken),
         end_stored_at=last.stored_at if last else None,
-        newest=newest.name if newest else None,
-        newest_end=on_path[-1].end if on_path else start,
-        newest_stored_at=newest.stored_at if newest else None,
-        holes=tuple(_holes(first, on_path, segments, path, size)),
+        newest=on_path[-1].name if on_path else None,
+        holes=tuple(_holes(first, on_path, path, size)),
     )
 
 
@@ -136,17 +120,13 @@ def _unbroken(first: int, on_path: Iterable[Segment]) -> Iterator[Segment]:
         yield segment
 
 
-def _holes(
-    first: int, on_path: list[Segment], stored: Mapping[Segment, StoredSegment], path: Path, size: int
-) -> Iterator[Hole]:
-    expected, before = first, None
+def _holes(first: int, on_path: list[Segment], path: Path, size: int) -> Iterator[Hole]:
+    expected = first
     for segment in on_path:
         if segment.number != expected:
             named = range(expected, min(segment.number, expected + _NAMED))
             yield Hole(
                 missing=tuple(_at(number, path, size).name for number in named),
                 count=segment.number - expected,
-                stored_before=stored[before].stored_at if before else None,
-                stored_after=stored[segment].stored_at,
             )
-        expected, before = segment.number + 1, segment
+        expected = segment.number + 1

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pydantic import ValidationError
 
-from dr_pipelines.engines.postgres.chain import Chain, Hole, StoredSegment, follow
+from dr_pipelines.engines.postgres.chain import Chain, StoredSegment, follow
 from dr_pipelines.engines.postgres.position import POSITION_VERSION, Position
 from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Switch, kind_of, parse_history, timeline_of
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, UsageError
@@ -16,7 +16,7 @@ from dr_pipelines.repository.envelope import unwrap, wrap
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
 
-__all__ = ["POSITION_KEY", "Chain", "Hole", "Log", "Stored", "StoredSegment"]
+__all__ = ["POSITION_KEY", "Chain", "Log", "Stored", "StoredSegment"]
 
 POSITION_KEY = "position.json"
 _LARGEST = 1 << 30
@@ -68,10 +68,6 @@ class Log:
     def segments(self) -> tuple[StoredSegment, ...]:
         """The segments that are stored, sorted by name: by timeline, then by position."""
         return self._listing()[0]
-
-    def histories(self) -> dict[int, tuple[Switch, ...]]:
-        """By timeline: where it came from, oldest ancestor first. The first timeline has none."""
-        return self._histories(self._listing()[1])
 
     def chain(self, start: Lsn, timeline: int, segment_size: int) -> Chain:
         """What is stored from `start` on `timeline` on, along the newest timeline that descends from there."""

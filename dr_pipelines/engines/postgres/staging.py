@@ -10,7 +10,6 @@ the end of the log and open with data missing).
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,11 +42,10 @@ while :; do
   fi
   # Taken before: PostgreSQL looks into pg_wal itself when the archive has nothing.
   [ -f "pg_wal/$1" ] && exit 1
-  [ -f "$stage/complete" ] && exit 1
   read -r pid start < "$stage/fetcher" || exit 255
   # The fetcher is the process of this id and start time; when it is gone, nothing more will come.
   now=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d' ' -f20)
-  if [ "$now" != "$start" ] && ! [ -f "$stage/$1" ] && ! [ -f "$stage/complete" ]; then
+  if [ "$now" != "$start" ] && ! [ -f "$stage/$1" ]; then
     echo "dr_pipelines: the fetcher of WAL is gone; resume the restore" >&2
     exit 255
   fi
@@ -88,12 +86,6 @@ class Stage:
         self._write("fetcher", f"{here.pid} {here.start_ticks}\n")
         if self._identity is not None:
             os.chown(self.folder, self._identity.uid, self._identity.gid)
-
-    def fetch_all(self) -> None:
-        """Fetch everything now, for a server that somebody will start later."""
-        with ThreadPoolExecutor(self._workers) as pool:
-            list(pool.map(self._fetch, self._names))
-        self._write("complete", "")
 
     @contextmanager
     def fetching(self) -> Iterator["Stage"]:

@@ -30,20 +30,17 @@ def stored(numbers: Iterable[int], timeline: int = 1) -> list[StoredSegment]:
 
 def test_an_unbroken_log_reaches_its_newest_segment() -> None:
     chain = follow(at(3.5), 1, SIZE, stored(range(1, 8)), {})
-    assert (chain.end, chain.newest_end, chain.holes) == (at(8), at(8), ())
+    assert (chain.end, chain.newest, chain.holes) == (at(8), name(7), ())
     assert chain.files == tuple(name(number) for number in range(3, 8))
     assert chain.end_stored_at == NOON + timedelta(minutes=7)
-    assert chain.lost is None
 
 
 def test_a_hole_is_named_with_the_time_that_is_lost() -> None:
     chain = follow(at(3), 1, SIZE, stored([3, 4, 7, 8]), {})
     assert chain.end == at(5)
-    assert chain.newest_end == at(9)
+    assert chain.newest == name(8)
     assert chain.missing == (name(5), name(6))
-    assert chain.holes[0].stored_before == NOON + timedelta(minutes=4)
-    assert chain.holes[0].stored_after == NOON + timedelta(minutes=7)
-    assert chain.lost == (NOON + timedelta(minutes=4), NOON + timedelta(minutes=8))
+    assert chain.end_stored_at == NOON + timedelta(minutes=4)
     assert chain.files == (name(3), name(4))
 
 
@@ -56,7 +53,7 @@ def test_every_hole_is_found_and_a_long_one_is_counted() -> None:
 def test_a_missing_start_is_a_hole_without_a_time_before() -> None:
     chain = follow(at(2.5), 1, SIZE, stored([3, 4]), {})
     assert (chain.end, chain.missing) == (at(2.5), (name(2),))
-    assert chain.holes[0].stored_before is None
+    assert chain.end_stored_at is None
 
 
 def test_nothing_stored_is_no_hole() -> None:
@@ -86,7 +83,7 @@ def test_the_chain_follows_two_promotions_and_ignores_a_dead_branch() -> None:
 
 def test_what_the_old_timeline_wrote_after_the_switch_does_not_count() -> None:
     chain = follow(at(1), 1, SIZE, stored(range(1, 9)), {2: (Switch(1, at(4.25), ""),)})
-    assert (chain.end, chain.newest_end, chain.timeline) == (at(4), at(4), 1)
+    assert (chain.end, chain.newest, chain.timeline) == (at(4), name(3), 1)
 
 
 def test_a_timeline_that_was_left_before_the_start_is_not_followed() -> None:

@@ -85,12 +85,6 @@ class TestGiven:
             assert waiting.wait(timeout=20) == 0
         assert place.taken() == place.log.fetch(place.names[3])
 
-    def test_everything_beforehand_where_somebody_else_starts_the_server_later(self, place: Place) -> None:
-        place.stage().fetch_all()
-        assert place.staged() == sorted(place.names)
-        assert place.ask(place.names[-1]) == 0
-        assert place.ask(place.names[-1]) == ENDS
-
     def test_not_more_ahead_than_is_bounded(self, place: Place) -> None:
         with place.stage().fetching():
             assert wait_until(lambda: len(place.staged()) == 24, timeout=20)
