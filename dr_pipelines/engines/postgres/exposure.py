@@ -14,12 +14,15 @@ from dr_pipelines.engines.postgres.position import ServerState
 from dr_pipelines.engines.verdict import Verdict, judge
 from dr_pipelines.errors import RestoreError
 from dr_pipelines.repository.store import Store
-from dr_pipelines.timing import format_moment
+from dr_pipelines.timing import format_duration, format_moment
 
 __all__ = ["HEARTBEAT_LIMIT", "Exposure", "read_exposure"]
 
 HEARTBEAT_LIMIT = timedelta(seconds=20)
 """An agent that was silent for longer is not believed to be at work; it writes every five seconds."""
+
+_CLOCKS_APART = timedelta(seconds=5)
+"""How far ahead of our clock the server's and the agent's may be, for their moments to be compared with ours."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Exposure:
     recovery_point: datetime | None
     """None: nothing can be restored, as far as is known."""
     exposure: timedelta | None
-    """`measured_at` minus the recovery point; at least this much where `unknown_since` is set."""
+    """`measured_at` minus the recovery point; at least this much where `unknown_since` is set.
+
+    None where there is no recovery point, or one that is ahead of our clock: that measures the clocks.
+    """
     unknown_since: datetime | None
     """Since when nobody can say what was written and not stored; None where the server answered just now."""
     rpo: timedelta | None
@@ -72,11 +78,17 @@ def read_exposure(service_store: Store, service: str, *, now: datetime, rpo: tim
         unknown_since = min(unknown_since or now, position.recovery_point or covered.manifest.stopped_at)
         problems.append(f"from {position.foreign_from} on the stored log is another server's")
     point = covered.recovery_point
+    heard = (point, position.heartbeat_at if position is not None else None)
+    ahead = max((moment - now for moment in heard if moment is not None), default=timedelta(0))
+    if ahead > _CLOCKS_APART:
+        # An agent that ended would be as far ahead: as little is known as where none has reported.
+        unknown_since = min(now, unknown_since or now, covered.chain.end_stored_at or covered.manifest.stopped_at)
+        problems.append(f"the clocks are apart by {format_duration(ahead)}")
     return Exposure(
         service=service,
         measured_at=now,
         recovery_point=point,
-        exposure=max(now - point, timedelta(0)) if point is not None else None,
+        exposure=_exposure(point, now),
         unknown_since=unknown_since,
         rpo=rpo,
         newest_backup_id=covered.manifest.backup_id,
@@ -85,3 +97,7 @@ def read_exposure(service_store: Store, service: str, *, now: datetime, rpo: tim
         heartbeat_at=position.heartbeat_at if position is not None else None,
         problem="; ".join(problems) or None,
     )
+
+
+def _exposure(point: datetime | None, now: datetime) -> timedelta | None:
+    return max(now - point, timedelta(0)) if point is not None and point - now <= _CLOCKS_APART else None

@@ -110,6 +110,30 @@ def test_without_a_backup_nothing_can_be_restored(service: FolderStore) -> None:
     assert found.problem is not None and "no complete backup" in found.problem
 
 
-def test_a_recovery_point_after_our_clock_is_no_negative_exposure(service: FolderStore, archive: MadeUpArchive) -> None:
+def test_clocks_that_differ_by_little_are_no_negative_exposure(service: FolderStore, archive: MadeUpArchive) -> None:
     archive.position(20, 20)
-    assert exposure(service, archive.at(19)).exposure == timedelta(0)
+    found = exposure(service, archive.at(20) - timedelta(seconds=5))
+    assert (found.exposure, found.unknown_since, found.verdict) == (timedelta(0), None, Verdict.MET)
+
+
+def test_a_recovery_point_ahead_of_our_clock_measures_nothing(service: FolderStore, archive: MadeUpArchive) -> None:
+    archive.position(30, 20)
+    found = exposure(service, archive.at(24))
+    assert (found.exposure, found.verdict) == (None, Verdict.UNVERIFIED)
+    assert found.unknown_since == archive.at(20)
+    assert found.problem == "the clocks are apart by 6m"
+
+
+def test_a_heartbeat_ahead_of_our_clock_does_not_say_that_the_agent_is_at_work(
+    service: FolderStore, archive: MadeUpArchive
+) -> None:
+    archive.position(30, 20)
+    log = Log(archive.store)
+    position = log.read_position()
+    assert position is not None
+    log.write_position(position.model_copy(update={"recovery_point": archive.at(23)}))
+    found = exposure(service, archive.at(24))
+    assert (found.exposure, found.verdict) == (timedelta(minutes=1), Verdict.UNVERIFIED)
+    assert found.unknown_since == archive.at(20)
+    assert found.problem == "the clocks are apart by 6m"
+    assert exposure(service, archive.at(24), rpo=timedelta(seconds=30)).verdict is Verdict.MISSED
