@@ -67,6 +67,7 @@ class Cluster:
             self._tracker = RecoveryPointTracker(
                 segment_size,
                 recovery_point=position.recovery_point,
+                recovery_lsn=position.recovery_lsn,
                 quiet_xid=position.quiet_xid,
                 timeline=position.timeline,
             )
@@ -76,6 +77,11 @@ class Cluster:
     def recovery_point(self) -> datetime | None:
         """Everything acknowledged before is in the stored log."""
         return self._tracker.recovery_point
+
+    @property
+    def recovery_lsn(self) -> Lsn | None:
+        """Where a replay must get for the recovery point."""
+        return self._tracker.recovery_lsn
 
     @property
     def quiet_xid(self) -> int | None:

@@ -277,6 +277,7 @@ class _Agent:
             segment_size=cluster.segment_size,
             stored_end=cluster.stored_end,
             recovery_point=cluster.recovery_point,
+            recovery_lsn=cluster.recovery_lsn,
             quiet_xid=cluster.quiet_xid,
             server=ServerState.UP if self._sampler and self._sampler.up else ServerState.AWAY,
             spool_files=len(self._waiting),

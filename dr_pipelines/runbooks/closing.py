@@ -84,7 +84,8 @@ def loss_of(assessment: Assessment, server: RestoredServer, validated: Validated
     elif server.last_commit_at is not None:
         recovered_to, how = server.last_commit_at, "the last replayed commit"
     else:
-        return Loss(None, "not measured: no commit was replayed, and no recovery point had been proven", None, None)
+        nothing = "not measured: no commit was replayed, and the replay is not known to have got to a recovery point"
+        return Loss(None, nothing, None, None)
     if execution.outage_started_at is None:
         return Loss(None, "not measured: the outage's start was not stated", recovered_to, None)
     return Loss(

@@ -135,6 +135,8 @@ class Assessment:
     stored_bytes: int
     log_bytes: int
     room: Room
+    proven_lsn: Lsn | None = None
+    """Where the replay must get for the recovery point; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def plan_restore(
         stored_bytes=manifest.stored_bytes,
         log_bytes=log_bytes,
         room=room_for(manifest, log_bytes),
+        proven_lsn=covered.proven_lsn,
     )
 
 
@@ -282,8 +285,8 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
                 workers=around.settings.workers,
                 clock=around.clock,
                 target_time=assessment.execution.target_time,
-                # Behind a hole nothing is proven.
-                proven_until=assessment.recovery_point if assessment.gap is None else None,
+                proven_until=assessment.recovery_point,
+                proven_lsn=assessment.proven_lsn,
                 progress=lambda done, total: around.progress("applying WAL", done, total),
                 folders=(place.parent,) if place.parent == _scratch(around, assessment.execution.id) else (),
             )
@@ -317,7 +320,7 @@ def validate(
                 find_binaries(around.settings, assessment.major),
                 manifest,
                 wishes,
-                last_segment=_last_segment(assessment, manifest),
+                log_end=_log_end(assessment, manifest),
                 note=around.notes.info,
             )
         validated_at = around.clock.wall()
@@ -386,8 +389,12 @@ def _log_is_whole(assessment: Assessment) -> Check:
     return Check("log_is_whole", assessment.gap is None, assessment.gap or f"unbroken up to {assessment.log_end}")
 
 
-def _last_segment(assessment: Assessment, manifest: Manifest) -> Lsn | None:
-    """Where the last segment that was to be replayed begins; None for a restore to a time, which ends before."""
+def _log_end(assessment: Assessment, manifest: Manifest) -> postgres_validate.LogEnd | None:
+    """What the replay was to get to; None for a restore to a time, which ends before."""
     if assessment.execution.target_time is not None:
         return None
-    return Lsn(Lsn.parse(assessment.log_end).value - int(manifest.details["wal_segment_size"]))
+    return postgres_validate.LogEnd(
+        last_segment=Lsn(Lsn.parse(assessment.log_end).value - int(manifest.details["wal_segment_size"])),
+        proven=assessment.proven_lsn,
+        recovery_point_stated=assessment.recovery_point is not None,
+    )

@@ -25,6 +25,8 @@ class Coverage:
     """The earliest time that any complete backup can be restored to."""
     recovery_point: datetime | None
     """The latest time that is proven, None where the agent never proved any; with a gap, about when that begins."""
+    proven_lsn: Lsn | None
+    """Where a replay must get for the recovery point; None where that is not known, as with a gap."""
     gap: str | None
     """What of the log is missing and what that loses; None where nothing is."""
 
@@ -112,4 +114,5 @@ def cover(store: Store, manifest: Manifest, earliest: datetime | None = None) ->
         until = format_moment(recovery_point) if recovery_point else "its end"
         gap += f"; what was written from about {format_moment(lost_from)} to {until} is lost"
         recovery_point = min(lost_from, recovery_point) if recovery_point else lost_from
-    return Coverage(manifest, chain, earliest or manifest.stopped_at, recovery_point, gap)
+    proven_lsn = position.recovery_lsn if position is not None and gap is None else None
+    return Coverage(manifest, chain, earliest or manifest.stopped_at, recovery_point, proven_lsn, gap)

@@ -50,6 +50,8 @@ class Position(BaseModel):
     """Where the unbroken log in the repository ends."""
     recovery_point: AwareDatetime | None = None
     """Everything that was acknowledged before is in the stored log (restoring it takes a backup too). None: unknown."""
+    recovery_lsn: LsnText | None = None
+    """Where a replay of the stored log must get at least for that to be so. None: unknown, as with earlier agents."""
     quiet_xid: int | None = None
     """The next transaction's number at a moment whose log is stored and at which no transaction was under way."""
     server: ServerState
@@ -84,7 +86,8 @@ class RecoveryPointTracker:
 
     An idle server still writes now and then (a checkpoint), too little to fill a segment and nothing that PostgreSQL
     switches segments for. So a second proof: where nothing was under way at a stored sample, and the next transaction's
-    number has not moved since, then nothing was written since that anybody could miss.
+    number has not moved since, then nothing was written since that anybody could miss. What a replay must reach is that
+    stored sample's position then.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class RecoveryPointTracker:
         segment_size: int,
         *,
         recovery_point: datetime | None = None,
+        recovery_lsn: Lsn | None = None,
         quiet_xid: int | None = None,
         timeline: int | None = None,
         limit: int = 4096,
@@ -100,6 +104,7 @@ class RecoveryPointTracker:
         self._timeline = timeline
         self._waiting: dict[Segment, Sample] = {}
         self.recovery_point = recovery_point
+        self.recovery_lsn = recovery_lsn
         self.quiet_xid = quiet_xid
         self._stored: tuple[int, Lsn] | None = None
 
@@ -127,7 +132,7 @@ class RecoveryPointTracker:
 
     def forget(self) -> None:
         """The stored log has lost something: nothing is proven any more, samples that still wait may prove it again."""
-        self.recovery_point = self.quiet_xid = self._stored = None
+        self.recovery_point = self.recovery_lsn = self.quiet_xid = self._stored = None
 
     def _prove(self) -> None:
         if self._stored is None:
@@ -137,6 +142,7 @@ class RecoveryPointTracker:
         for segment in sorted(done):
             sample = self._waiting.pop(segment)
             self._advance(sample.at)
+            self.recovery_lsn = settled(sample.lsn, self._size)
             self.quiet_xid = sample.next_xid if sample.quiet else None
 
     def _advance(self, moment: datetime) -> None:

@@ -19,7 +19,7 @@ from dr_pipelines.engines.postgres.connection import connect, scalar
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.staging import Stage
 from dr_pipelines.engines.postgres.target import PRIVATE
-from dr_pipelines.engines.postgres.wal import Lsn, Segment, parse_history
+from dr_pipelines.engines.postgres.wal import Lsn, parse_history
 from dr_pipelines.errors import ProcessError, RestoreError
 from dr_pipelines.processes.identity import Identity, end_of, give_to, open_folder
 from dr_pipelines.processes.leases import Lease, Leases
@@ -74,6 +74,7 @@ def start_recovered(
     clock: Clock,
     target_time: datetime | None = None,
     proven_until: datetime | None = None,
+    proven_lsn: Lsn | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     folders: tuple[Path, ...] = (),
 ) -> RestoredServer:
@@ -81,7 +82,8 @@ def start_recovered(
 
     A server that an interrupted attempt left in this target is taken over where it has recovered, else ended and
     started again: it goes on from its last restart point. Where nothing was committed after `target_time`, PostgreSQL
-    does not get there; up to `proven_until`, when the log is known to hold everything, its end is that time's state.
+    does not get there; up to `proven_until`, when the log is known to hold everything, its end is that time's state,
+    provided that the replay gets to `proven_lsn`: a broken record would look the same.
 
     Raises RestoreError with the end of the server's own log where the recovery fails, and what made the fetching of WAL
     fail; no server is left running then.
@@ -95,12 +97,12 @@ def start_recovered(
             access = recovery.run(target_time)
         except RestoreError as error:
             proven = target_time is not None and proven_until is not None and target_time <= proven_until
-            if not proven or _NOT_REACHED not in error.message:
+            if not proven or proven_lsn is None or _NOT_REACHED not in error.message:
                 raise
             access = recovery.run(None, instead_of_target=True)
     server = _look_at(target, access)
     if access.instead_of_target:
-        recovery.require_end(server)
+        recovery.require(server, proven_lsn)
     remove_recovery_settings(target)
     return server
 
@@ -198,15 +200,14 @@ class _Recovery:
             f"{command}; then resume the restore",
         )
 
-    def require_end(self, server: "RestoredServer") -> None:
-        """Raise RestoreError, and end the server, where the replay did not get into the last segment of the log."""
-        segments = [name for name in self.names if "." not in name]
-        size = int(controldata(self.binaries, self.target)["Bytes per WAL segment"])
-        if segments and Lsn.parse(server.replayed_lsn) <= Segment.of_name(segments[-1], size).start:
+    def require(self, server: "RestoredServer", proven_lsn: Lsn | None) -> None:
+        """Raise RestoreError, and end the server, where the replay did not get to where the log is proven to lead."""
+        if proven_lsn is None or Lsn.parse(server.replayed_lsn) < proven_lsn:
             for lease in self.leases.of(self.owner, "postgres"):
                 self.leases.end(lease)
+            led_to = proven_lsn or "a position that is not known"
             raise RestoreError(
-                f"the replay ended at {server.replayed_lsn}, before the log's last segment {segments[-1]}",
+                f"the replay ended at {server.replayed_lsn}, the log was proven to lead to {led_to}",
                 hint="dr backup verify SERVICE says what is wrong with the log; restore to an earlier time",
             )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -17,9 +18,21 @@ from dr_pipelines.processes.identity import run
 from dr_pipelines.processes.postgres import Binaries
 from dr_pipelines.repository.manifest import Manifest
 
-__all__ = ["databases_of", "first_query", "validate"]
+__all__ = ["LogEnd", "databases_of", "first_query", "validate"]
 
 _SCHEMA = "dr_pipelines_amcheck"
+
+
+@dataclass(frozen=True)
+class LogEnd:
+    """What a replay of the whole log gets to, as far as that is known without replaying it."""
+
+    last_segment: Lsn
+    """Where the log's last segment begins."""
+    proven: Lsn | None
+    """Where the replay must get for the recovery point to be reached; None: unknown."""
+    recovery_point_stated: bool
+    """Whether a recovery point is given for what is restored; it holds only where the replay got there."""
 
 
 def validate(
@@ -28,17 +41,16 @@ def validate(
     manifest: Manifest,
     wishes: Validation | None,
     *,
-    last_segment: Lsn | None,
+    log_end: LogEnd | None,
     note: Callable[[str], None],
 ) -> tuple[Check, ...]:
     """Every check of a restored server; a check that cannot be carried out has `passed=None` and says why.
 
-    `last_segment` is where the last segment of the log begins, for a restore to the latest point: a replay that ended
-    before it left a part of the log out.
+    `log_end` is for a restore to the latest point: a replay that ended before it left a part of the log out.
     """
     checks = [_identity(server, manifest)]
-    if last_segment is not None:
-        checks.append(_reached(server, last_segment))
+    if log_end is not None:
+        checks.append(_reached(server, log_end))
     note("pg_amcheck: every table and B-tree index")
     checks.append(_amcheck(server, binaries))
     for database in databases_of(server):
@@ -88,10 +100,16 @@ def _identity(server: RestoredServer, manifest: Manifest) -> Check:
     return Check("is_the_restored_server", not problems, "; ".join(problems) or f"system {identifier} in {folder}")
 
 
-def _reached(server: RestoredServer, last_segment: Lsn) -> Check:
+def _reached(server: RestoredServer, end: LogEnd) -> Check:
+    """A broken record ends a replay just as the log's end does; only a position that was proven tells them apart."""
     replayed = Lsn.parse(server.replayed_lsn)
-    detail = f"replayed to {replayed}, the log's last segment begins at {last_segment}"
-    return Check("log_replayed_to_its_end", replayed > last_segment, detail)
+    passed: bool | None = replayed > end.last_segment and (end.proven is None or replayed >= end.proven)
+    detail = f"replayed to {replayed}, the log's last segment begins at {end.last_segment}"
+    if end.proven is not None:
+        detail += f", the recovery point was proven at {end.proven}"
+    elif passed and end.recovery_point_stated:
+        passed, detail = None, f"{detail}, at which position the recovery point was proven is not known"
+    return Check("log_replayed_to_its_end", passed, detail)
 
 
 def _amcheck(server: RestoredServer, binaries: Binaries) -> Check:

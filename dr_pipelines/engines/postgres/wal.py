@@ -169,11 +169,12 @@ def _check_size(size: int) -> int:
 def settled(lsn: Lsn, size: int) -> Lsn:
     """Where the log's content really ends for an insert position of `lsn`.
 
-    A server that has written nothing since it switched segments says that it is just behind the page header of the next
-    segment. Nothing is there yet, so that counts as the boundary itself.
+    A server whose last record fills a page, or that has switched segments since, says that it is just behind the next
+    page's header. Nothing is there yet, so that counts as the page's beginning, which is where a replay says it ended.
     """
-    into = lsn.value % _check_size(size)
-    return Lsn(lsn.value - into) if into <= HEADER_BYTES else lsn
+    page = lsn.value // _PAGE * _PAGE
+    header = HEADER_BYTES if page % _check_size(size) == 0 else _PAGE_HEADER_BYTES
+    return Lsn(page) if lsn.value - page <= header else lsn
 
 
 def is_end_of_backup(log: bytes, begin: Lsn, start: Lsn, stop: Lsn, size: int) -> bool:

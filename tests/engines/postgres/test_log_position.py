@@ -84,14 +84,53 @@ def test_a_transaction_that_was_under_way_at_the_stored_sample_may_have_committe
     assert tracker.recovery_point == second(1)
 
 
+class TestTheReplayMustReach:
+    """A whole log always leads there, and one that is broken before has lost what was acknowledged."""
+
+    def test_the_position_of_the_stored_sample(self) -> None:
+        tracker = RecoveryPointTracker(SIZE)
+        tracker.add(sample(1, at(1.5)))
+        tracker.add(sample(2, at(2.5)))
+        tracker.stored(at(2), 1)
+        assert (tracker.recovery_point, tracker.recovery_lsn) == (second(1), at(1.5))
+
+    @pytest.mark.parametrize("header", [(at(2), 40), (at(1.5), 24)], ids=["of a segment", "of a page"])
+    def test_no_page_header_that_nothing_follows(self, header: tuple[Lsn, int]) -> None:
+        boundary, size = header
+        tracker = RecoveryPointTracker(SIZE)
+        tracker.add(sample(1, boundary + size))
+        tracker.stored(at(2), 1)
+        assert tracker.recovery_lsn == boundary
+
+    def test_what_was_stored_when_an_idle_server_was_last_seen_to_write(self) -> None:
+        tracker = RecoveryPointTracker(SIZE)
+        tracker.stored(at(2), 1)
+        tracker.add(sample(1, at(1.75), next_xid=700, quiet=True))
+        tracker.add(sample(300, at(2) + 232, next_xid=700, quiet=True))
+        assert (tracker.recovery_point, tracker.recovery_lsn) == (second(300), at(1.75))
+
+    def test_nothing_behind_a_hole(self) -> None:
+        tracker = RecoveryPointTracker(SIZE)
+        tracker.stored(at(2), 1)
+        tracker.add(sample(1, at(2)))
+        tracker.forget()
+        assert tracker.recovery_lsn is None
+
+
 def test_what_was_proven_survives_a_restart() -> None:
     before = RecoveryPointTracker(SIZE)
     before.stored(at(2), 1)
     before.add(sample(1, at(2), next_xid=700, quiet=True))
-    after = RecoveryPointTracker(SIZE, recovery_point=before.recovery_point, quiet_xid=before.quiet_xid, timeline=1)
+    after = RecoveryPointTracker(
+        SIZE,
+        recovery_point=before.recovery_point,
+        recovery_lsn=before.recovery_lsn,
+        quiet_xid=before.quiet_xid,
+        timeline=1,
+    )
     after.stored(at(2), 1)
     after.add(sample(500, at(2) + 232, next_xid=700, quiet=True))
-    assert after.recovery_point == second(500)
+    assert (after.recovery_point, after.recovery_lsn) == (second(500), at(2))
 
 
 def test_transactions_of_another_timeline_do_not_compare() -> None:
@@ -157,6 +196,7 @@ def test_the_recovery_point_is_always_the_newest_stored_sample(script: list[tupl
             tracker.stored(at(end), 1)
         expected = [taken.at for taken in samples if taken.lsn.value <= end * SIZE + 40]
         assert tracker.recovery_point == max(expected, default=None)
+        assert tracker.recovery_lsn is None or tracker.recovery_lsn <= at(end)
 
 
 def test_a_position_reads_back_what_it_writes() -> None:
@@ -168,6 +208,7 @@ def test_a_position_reads_back_what_it_writes() -> None:
         segment_size=SIZE,
         stored_end=at(2),
         recovery_point=NOON,
+        recovery_lsn=at(1.5),
         quiet_xid=700,
         server=ServerState.UP,
         spool_files=0,
@@ -178,5 +219,7 @@ def test_a_position_reads_back_what_it_writes() -> None:
     written = position.model_dump(mode="json")
     assert written["lsn"] == "0/2800000"
     assert Position.model_validate(written) == position
+    del written["recovery_lsn"]
+    assert Position.model_validate(written).recovery_lsn is None, "as an earlier agent wrote it"
     with pytest.raises(ValueError, match="position in the log"):
         Position.model_validate(written | {"lsn": "x"})

@@ -15,6 +15,7 @@ from dr_pipelines.processes.leases import Leases
 from dr_pipelines.processes.postgres import running_pid
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.repository.store import Store
+from dr_pipelines.runbooks.closing import loss_of
 from dr_pipelines.settings import Settings
 from tests import archived
 from tests.archived import Source
@@ -48,7 +49,8 @@ def story(source: Source) -> Story:
         connection.execute("ALTER ROLE postgres LOGIN")
     assert row is not None
     locked: datetime = row[0].astimezone(UTC)
-    source.do("INSERT INTO marks VALUES ('second')")
+    # The second mark is not the first thing in its segment.
+    source.do("CREATE TABLE others (n int)", "INSERT INTO marks VALUES ('second')")
     second_at = source.now()
     return Story(source.repository, backed_up_at, between, locked, second_at, source.ship())
 
@@ -165,15 +167,20 @@ class TestTheLogEnds:
 class TestALogThatIsBrokenInside:
     """Stored as it came, so that no hash tells: PostgreSQL takes the broken record for the end."""
 
-    @pytest.fixture
-    def broken(self, damaged: Repository) -> Repository:
+    @pytest.fixture(params=["before its last segment", "in its last segment"])
+    def broken(self, request: pytest.FixtureRequest, damaged: Repository) -> Repository:
         covered = archived.newest(damaged)
         store, _ = log_of(damaged)
         names = covered.chain.files
-        name = names[names.index(str(covered.manifest.details["stop_segment"])) + 1]
-        assert name != names[-1]
-        raw = bytearray(Log(store).fetch(name))
-        raw[60] ^= 0xFF
+        if request.param == "in its last segment":
+            name = names[-1]
+            raw = bytearray(Log(store).fetch(name))
+            raw[raw.index(b"second")] ^= 0xFF
+        else:
+            name = names[names.index(str(covered.manifest.details["stop_segment"])) + 1]
+            assert name != names[-1]
+            raw = bytearray(Log(store).fetch(name))
+            raw[60] ^= 0xFF
         store.delete(f"log/{name[:8]}/{name}")
         Log(store).put(name, bytes(raw))
         return damaged
@@ -190,9 +197,41 @@ class TestALogThatIsBrokenInside:
             restore.prepare()
             restore.fetch()
             for _attempt in range(2):
-                with pytest.raises(RestoreError, match="before the log's last segment"):
+                with pytest.raises(RestoreError, match=r"the replay ended at .*, the log was proven to lead to"):
                     restore.apply()
                 assert nothing_runs(restore)
+
+
+class TestWhereNobodyKnowsWhatPositionWasProven:
+    """An earlier agent did not say it, and without it a broken record looks like the end of the log."""
+
+    @pytest.fixture
+    def earlier(self, damaged: Repository) -> Repository:
+        log = Log(log_of(damaged)[0])
+        position = log.read_position()
+        assert position is not None
+        log.write_position(position.model_copy(update={"recovery_lsn": None}))
+        return damaged
+
+    def test_the_latest_point_is_restored_and_unverified(self, earlier: Repository, settings: Settings) -> None:
+        with archived.restore(settings, earlier) as restore:
+            server = restore.run()
+            assert restore.ask(MARKS) == "first,second"
+            validated = restore.validate()
+            assert [line.split(":")[0] for line in archived.failed(validated)] == ["log_replayed_to_its_end"]
+            assert [check.passed for check in validated.checks if check.name == "log_replayed_to_its_end"] == [None]
+            assert restore.assessment is not None
+            assert loss_of(restore.assessment, server, validated).recovered_to == server.last_commit_at
+
+    def test_the_logs_end_is_not_taken_for_a_time_after_it(
+        self, story: Story, earlier: Repository, settings: Settings
+    ) -> None:
+        with archived.restore(settings, earlier, to=story.point) as restore:
+            restore.prepare()
+            restore.fetch()
+            with pytest.raises(RestoreError, match="recovery ended before configured recovery target was reached"):
+                restore.apply()
+            assert nothing_runs(restore)
 
 
 class TestResume:

@@ -9,7 +9,7 @@ import pytest
 
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.postgres.recovery import RestoredServer
-from dr_pipelines.engines.postgres.validate import first_query, validate
+from dr_pipelines.engines.postgres.validate import LogEnd, first_query, validate
 from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.plan import Validation
 from dr_pipelines.processes.identity import run
@@ -34,10 +34,10 @@ class Restored:
     server: RestoredServer
     manifest: Manifest
 
-    def validate(self, wishes: Validation | None = None, last_segment: Lsn | None = None) -> dict[str, Check]:
+    def validate(self, wishes: Validation | None = None, log_end: LogEnd | None = None) -> dict[str, Check]:
         binaries = self.cluster.server.binaries
         notes: list[str] = []
-        found = validate(self.server, binaries, self.manifest, wishes, last_segment=last_segment, note=notes.append)
+        found = validate(self.server, binaries, self.manifest, wishes, log_end=log_end, note=notes.append)
         return {check.name: check for check in found}
 
     def do(self, *statements: str) -> None:
@@ -111,8 +111,12 @@ def wishes(sql: str = "SELECT 1", expect: str = "= 1", database: str = "postgres
     )
 
 
+def ends(last_segment: str, proven: str | None, *, stated: bool = True) -> LogEnd:
+    return LogEnd(Lsn.parse(last_segment), Lsn.parse(proven) if proven else None, stated)
+
+
 def test_a_sound_server_passes_every_check(sound: Restored) -> None:
-    checks = sound.validate(wishes("SELECT count(*) FROM guests", "= 5000"), last_segment=Lsn.parse("0/4F00000"))
+    checks = sound.validate(wishes("SELECT count(*) FROM guests", "= 5000"), ends("0/4F00000", "0/5000000"))
     assert [check for check in checks.values() if not check.passed] == []
     assert list(checks) == [
         "is_the_restored_server",
@@ -149,11 +153,30 @@ class TestTheServer:
         assert checks["amcheck"].passed is None
 
 
-@pytest.mark.parametrize(("begins", "passed"), [("0/4F00000", True), ("0/5000000", False), ("0/5100000", False)])
-def test_a_replay_that_ended_before_the_last_segment_is_caught(sound: Restored, begins: str, passed: bool) -> None:
-    check = sound.validate(last_segment=Lsn.parse(begins))["log_replayed_to_its_end"]
-    assert check.passed is passed
-    assert check.detail == f"replayed to 0/5000000, the log's last segment begins at {begins}"
+class TestAReplay:
+    """To 0/5000000, as the server has it."""
+
+    @pytest.mark.parametrize(("begins", "passed"), [("0/4F00000", True), ("0/5000000", False), ("0/5100000", False)])
+    @pytest.mark.parametrize("proven", ["0/4000000", None])
+    def test_that_ended_before_the_last_segment_is_caught(
+        self, sound: Restored, begins: str, passed: bool, proven: str | None
+    ) -> None:
+        check = sound.validate(log_end=ends(begins, proven, stated=proven is not None))["log_replayed_to_its_end"]
+        assert check.passed is passed
+        assert check.detail.startswith(f"replayed to 0/5000000, the log's last segment begins at {begins}")
+
+    @pytest.mark.parametrize(("proven", "passed"), [("0/4FFFFF8", True), ("0/5000000", True), ("0/5000008", False)])
+    def test_that_ended_within_the_last_segment_but_before_what_was_proven_is_caught(
+        self, sound: Restored, proven: str, passed: bool
+    ) -> None:
+        check = sound.validate(log_end=ends("0/4F00000", proven))["log_replayed_to_its_end"]
+        assert check.passed is passed
+        assert check.detail.endswith(f"the recovery point was proven at {proven}")
+
+    def test_is_unverified_where_a_recovery_point_is_stated_and_not_where_it_was_proven(self, sound: Restored) -> None:
+        check = sound.validate(log_end=ends("0/4F00000", None))["log_replayed_to_its_end"]
+        assert check.passed is None
+        assert check.detail.endswith("at which position the recovery point was proven is not known")
 
 
 class TestDamagedPages:

@@ -101,7 +101,10 @@ def test_a_name_that_cannot_be_with_this_segment_size_is_refused() -> None:
         Segment.of_name("000000010000000000000100", 16 * MIB)
 
 
-@pytest.mark.parametrize(("into", "counts_as"), [(0, 0), (1, 0), (40, 0), (41, 41), (4096, 4096)])
+@pytest.mark.parametrize(
+    ("into", "counts_as"),
+    [(0, 0), (1, 0), (40, 0), (41, 41), (4096, 4096), (8192, 8192), (8192 + 24, 8192), (8192 + 32, 8192 + 32)],
+)
 def test_just_behind_a_page_header_nothing_has_been_written_yet(into: int, counts_as: int) -> None:
     boundary = Lsn.parse("0/6000000")
     assert settled(boundary + into, 16 * MIB) == boundary + counts_as
