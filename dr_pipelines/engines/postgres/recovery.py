@@ -48,7 +48,8 @@ class RestoredServer:
     timeline: int
     replayed_lsn: str
     last_commit_at: datetime | None
-    """When the last transaction that was replayed was committed; None where none was."""
+    """When the last transaction that was replayed was committed; None where none was, or where the server was started
+    again since and does not know it any more."""
     preloaded: str = ""
     """The source's shared_preload_libraries, which it runs with: a replay may need them."""
 
@@ -265,6 +266,9 @@ def _look_at(target: Path, access: _Access) -> RestoredServer:
         )
     if Path(folder).resolve() != target.resolve():
         raise RestoreError(f"the server that answers at {access.socket} has its data in {folder}, not in {target}")
+    left_at = _left_at(target, timeline)
+    # A server that was killed since has replayed its own log, and names a commit of its own.
+    own = replayed is None or Lsn.parse(replayed) != left_at
     return RestoredServer(
         data=target,
         port=access.port,
@@ -272,21 +276,21 @@ def _look_at(target: Path, access: _Access) -> RestoredServer:
         superuser=access.superuser,
         system_identifier=identifier,
         timeline=timeline,
-        replayed_lsn=str(Lsn.parse(replayed)) if replayed is not None else _left_at(target, timeline),
-        last_commit_at=last_commit.astimezone(UTC) if last_commit else None,
+        replayed_lsn=str(left_at),
+        last_commit_at=last_commit.astimezone(UTC) if last_commit and not own else None,
         preloaded=preloaded,
     )
 
 
-def _left_at(target: Path, timeline: int) -> str:
-    """Where the recovery ended, of a server that was started again since: its timeline's history has it."""
+def _left_at(target: Path, timeline: int) -> Lsn:
+    """Where the recovery ended, whatever happened since: the history of the timeline that it began has it."""
     try:
         switches = parse_history((target / "pg_wal" / f"{timeline:08X}.history").read_text())
     except FileNotFoundError:
         switches = ()
     if not switches:
         raise RestoreError(f"the server in {target} did not recover from the log", hint="start a new restore")
-    return str(switches[-1].at)
+    return switches[-1].at
 
 
 def _socket_folder(state_dir: Path, identity: Identity | None) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from dr_pipelines.engines.postgres.chain import StoredSegment
@@ -251,6 +252,20 @@ class TestResume:
             again = restore.apply()
             assert restore.ask(MARKS) == "first"
             assert again.timeline == first.timeline
+
+    def test_does_not_take_what_the_restored_server_wrote_for_what_was_replayed(
+        self, story: Story, settings: Settings
+    ) -> None:
+        with archived.restore(settings, story.repository) as restore:
+            first = restore.run()
+            with psycopg.connect(first.dsn()) as connection:
+                connection.execute("INSERT INTO others SELECT generate_series(1, 10000)")
+            leases = Leases(settings.state_dir)
+            for lease in leases.of(restore.execution.id, "postgres"):
+                leases.kill(lease)
+            again = restore.apply()
+            assert restore.ask("SELECT count(*) FROM others") == 10000
+            assert (again.replayed_lsn, again.last_commit_at) == (first.replayed_lsn, None)
 
 
 def test_a_server_that_refuses_the_superuser_fails_and_can_be_opened_as_it_says(
