@@ -62,6 +62,8 @@ class Lease(BaseModel):
     holder_start_ticks: int
     expires_at: datetime
     folders: tuple[Path, ...] = ()
+    data: Path | None = None
+    """The data folder of a PostgreSQL server, whose processes are found by it where the postmaster alone is dead."""
     stop_signal: int = int(signal.SIGTERM)
     state_dir: Path
 
@@ -104,6 +106,7 @@ class Leases:
         log: Path,
         ttl: timedelta,
         folders: Sequence[Path] = (),
+        data: Path | None = None,
         stop_signal: int = signal.SIGTERM,
         wait_for: Callable[[], object] | None = None,
         timeout: float = 30,
@@ -112,15 +115,18 @@ class Leases:
 
         It runs until it ends by itself, is ended, or its lease expires `ttl` from now without having been renewed.
         `folders` (existing, below the state folder, no data folder itself) are scratch: they are marked, and removed
-        when the lease is reaped or its owner ended. With `wait_for`, returns as soon as that is true; raises
-        ProcessError with the end of the log where the process ends before or `timeout` seconds have passed.
+        when the lease is reaped or its owner ended. `data` is the data folder where it is a PostgreSQL server. With
+        `wait_for`, returns as soon as that is true; raises ProcessError with the end of the log where the process ends
+        before or `timeout` seconds have passed.
         """
         program = shutil.which(argv[0])
         if program is None:
             raise MissingSoftware(f"{argv[0]} is not there", hint="`dr doctor` says what to install")
         # A log's end that is not this process's own would mislead.
         log_start = log.stat().st_size if log.exists() else 0
-        lease = self._note_wish(kind, owner, (program, *argv[1:]), ttl=ttl, folders=folders, stop_signal=stop_signal)
+        lease = self._note_wish(
+            kind, owner, (program, *argv[1:]), ttl=ttl, folders=folders, data=data, stop_signal=stop_signal
+        )
         try:
             lease = self._spawn(lease, identity=identity, env=env, cwd=cwd, log=log)
             if wait_for:
@@ -211,8 +217,8 @@ class Leases:
     def reap(self, *, dead_holders: Callable[[Lease], bool] = never, timeout: float = 10) -> list[Lease]:
         """End what has expired, or whose holder is dead and `dead_holders` says so, and remove their folders.
 
-        Also finishes what was interrupted, and forgets processes that have ended by themselves and have no folders.
-        Returns the leases it ended.
+        Also finishes what was interrupted, and forgets processes that have ended by themselves, have left nobody behind
+        and have no folders. Returns the leases it ended.
         """
         self._await_starts(lambda lease: self._is_orphan(lease) and dead_holders(lease))
         with self._locked():
@@ -221,7 +227,7 @@ class Leases:
                     self._is_orphan(lease) and self._is_settled(lease) and dead_holders(lease)
                 ):
                     self._condemn(lease)
-                elif lease.pid and not lease.folders and not self.alive(lease):
+                elif lease.pid and not lease.folders and not self._lives_on(lease):
                     self._forget(lease)
             condemned = self._read("*.ending")
             for draft in self._folder.glob(".*.draft"):
@@ -269,6 +275,7 @@ class Leases:
         *,
         ttl: timedelta,
         folders: Sequence[Path],
+        data: Path | None,
         stop_signal: int,
     ) -> Lease:
         holder = proc.look_up(os.getpid())
@@ -283,6 +290,7 @@ class Leases:
             holder_start_ticks=holder.start_ticks,
             expires_at=self._clock.wall() + ttl,
             folders=tuple(self._checked(folder) for folder in folders),
+            data=data.resolve() if data is not None else None,
             stop_signal=int(stop_signal),
             state_dir=self._state_dir,
         )
@@ -373,8 +381,18 @@ class Leases:
         if lease.boot_id != proc.boot_id():
             return
         lease = self._with_process(lease)
-        others = {(other.pid, other.start_ticks) for other in self.all() if other.id != lease.id}
-        proc.kill_family(lease.pid, lease.start_ticks, mark=lease.mark, spare=others)
+        spare = self._others(lease)
+        proc.kill_family(lease.pid, lease.start_ticks, mark=lease.mark, data=lease.data, spare=spare)
+
+    def _lives_on(self, lease: Lease) -> bool:
+        """Whether the process or anything that it has started and left behind still runs."""
+        if lease.boot_id != proc.boot_id():
+            return False
+        spare = self._others(lease)
+        return any(proc.family(lease.pid, lease.start_ticks, mark=lease.mark, data=lease.data, spare=spare))
+
+    def _others(self, lease: Lease) -> set[proc.Key]:
+        return {(other.pid, other.start_ticks) for other in self.all() if other.id != lease.id}
 
     def _finish(self, condemned: Sequence[Lease], timeout: float) -> None:
         for lease in condemned:

@@ -265,6 +265,7 @@ class Server:
             log=self.log_path,
             ttl=ttl,
             folders=folders,
+            data=self.data,
             stop_signal=signal.SIGINT,  # fast: SIGTERM would wait for every client to leave
         )
         if wait:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ __all__ = [
     "Process",
     "all_processes",
     "boot_id",
+    "family",
     "is_alive",
     "kill_family",
     "look_up",
@@ -114,18 +115,24 @@ def send_signal(pid: int, start_ticks: int, number: int) -> bool:
 
 
 def kill_family(
-    pid: int, start_ticks: int, *, mark: str | None = None, spare: Collection[Key] = (), timeout: float = 10
+    pid: int,
+    start_ticks: int,
+    *,
+    mark: str | None = None,
+    data: Path | None = None,
+    spare: Collection[Key] = (),
+    timeout: float = 10,
 ) -> list[Process]:
-    """SIGKILL that process, its session, and all their descendants, and wait until they are gone.
+    """SIGKILL that process and its `family`, and wait until they are gone.
 
-    With a `mark` ("NAME=value") also whoever was started with it in the environment, which finds descendants of a
-    process that is dead already. Processes in `spare` and what they started are left alone. Returns whom it killed;
-    raises ProcessError where one is not gone after `timeout` seconds.
+    Returns whom it killed; raises ProcessError where one is not gone after `timeout` seconds.
     """
     found: dict[Key, Process] = {}
     deadline = time.monotonic() + timeout
     # Stopped first, killed then: nobody starts another process while we look for them.
-    while fresh := [process for process in _family(pid, start_ticks, mark, spare) if process.key not in found]:
+    while fresh := [
+        process for process in family(pid, start_ticks, mark=mark, data=data, spare=spare) if process.key not in found
+    ]:
         if time.monotonic() > deadline:
             raise ProcessError(f"process {pid} goes on starting others after SIGSTOP")
         for process in fresh:
@@ -143,7 +150,21 @@ def kill_family(
     return list(found.values())
 
 
-def _family(pid: int, start_ticks: int, mark: str | None, spare: Collection[Key]) -> Iterator[Process]:
+def family(
+    pid: int,
+    start_ticks: int,
+    *,
+    mark: str | None = None,
+    data: Path | None = None,
+    spare: Collection[Key] = (),
+) -> Iterator[Process]:
+    """That process, its session, and all their descendants, as far as they live.
+
+    With a `mark` ("NAME=value") also whoever was started with it in the environment, which finds descendants of a
+    process that is dead already; with `data`, the data folder of a PostgreSQL server, also that server's processes,
+    which have left its session and written over their environment. Processes in `spare` and what they started are left
+    alone.
+    """
     table = all_processes()
     root = table.get(pid)
     if root is not None and root.start_ticks != start_ticks:
@@ -156,6 +177,8 @@ def _family(pid: int, start_ticks: int, mark: str | None, spare: Collection[Key]
         queue += [process for process in table.values() if process.session == root.pid]
     if mark:
         queue += [process for process in table.values() if _has_mark(process.pid, mark)]
+    if data:
+        queue += _backends(pid, start_ticks, data, table)
     seen: set[int] = {os.getpid()}
     while queue:
         process = queue.pop()
@@ -169,6 +192,32 @@ def _family(pid: int, start_ticks: int, mark: str | None, spare: Collection[Key]
 def _has_mark(pid: int, mark: str) -> bool:
     try:
         return mark.encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:  # somebody else's process, or gone
+        return False
+
+
+def _backends(pid: int, start_ticks: int, data: Path, table: Mapping[int, Process]) -> list[Process]:
+    """The processes of the PostgreSQL server whose postmaster is, or was, that process: they work in its data folder.
+
+    None where another server was started in the folder since: postmaster.pid names the last one, and PostgreSQL starts
+    none there before the processes of the one before are gone.
+    """
+    try:
+        named = (data / "postmaster.pid").read_text().split("\n", 1)[0].strip()
+    except OSError:
+        return []
+    if named != str(pid) or (pid in table and table[pid].start_ticks != start_ticks):
+        return []
+    return [
+        process
+        for process in table.values()
+        if process.name == "postgres" and process.start_ticks >= start_ticks and _works_in(process.pid, data)
+    ]
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(os.readlink(_PROC / str(pid) / "cwd")) == folder
     except OSError:  # somebody else's process, or gone
         return False
 

@@ -4,7 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from dr_pipelines.errors import ConfigurationError, MissingSoftware, ProcessError
 from dr_pipelines.processes import proc
 from dr_pipelines.processes.identity import Identity, run, server_identity
-from dr_pipelines.processes.leases import Leases
+from dr_pipelines.processes.leases import Lease, Leases
 from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.postgres import (
     Binaries,
@@ -243,7 +244,7 @@ def test_a_server_outlives_its_killed_parent_and_is_reaped_with_its_folder(
     parent = another_python("""
 from datetime import timedelta
 from dr_pipelines.processes.identity import server_identity
-from dr_pipelines.processes.leases import Leases
+from dr_pipelines.processes.leases import Lease, Leases
 from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.postgres import Server, find_binaries, initdb
 from dr_pipelines.settings import Settings
@@ -286,7 +287,7 @@ def test_a_server_is_found_and_killed_where_root_may_not_look_into_processes(
     (stale / "postmaster.pid").write_text(f"{other.pid}\n")
     script = f"""
 from pathlib import Path
-from dr_pipelines.processes.leases import Leases
+from dr_pipelines.processes.leases import Lease, Leases
 from dr_pipelines.processes.postgres import running_pid
 leases = Leases(Path({str(state)!r}))
 (lease,) = leases.of("me")
@@ -315,6 +316,60 @@ def test_an_expired_server_is_killed_even_when_it_does_not_stop(server: Server, 
     clock.advance(3600)
     assert timed.reap(timeout=0.2) == [lease]
     assert not any(proc.is_alive(*key) for key in everybody)
+
+
+@contextmanager
+def orphan_of(server: Server, leases: Leases, lease: Lease) -> Iterator[tuple[int, int]]:
+    """A session that is too busy to notice that its postmaster alone was killed; it is ended afterwards in any case."""
+    with closing(psycopg.connect(server.dsn())) as connection:
+        backend = proc.look_up(connection.info.backend_pid)
+        assert backend is not None
+        connection.pgconn.send_query(b"DO $$ BEGIN LOOP END LOOP; END $$")
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {backend.pid} AND state = 'active'"
+        assert wait_until(lambda: ask(server, query) == "1", timeout=20)
+        try:
+            proc.send_signal(lease.pid, lease.start_ticks, signal.SIGKILL)
+            assert wait_until(lambda: not leases.alive(lease), timeout=20)
+            assert proc.is_alive(*backend.key)
+            yield backend.key
+        finally:
+            proc.send_signal(*backend.key, signal.SIGKILL)
+
+
+def test_a_session_that_outlives_its_postmaster_is_killed_with_the_lease(server: Server, leases: Leases) -> None:
+    lease = server.start(leases, owner="me", ttl=HOUR)
+    with orphan_of(server, leases, lease) as orphan:
+        leases.end(lease)
+        assert not proc.is_alive(*orphan)
+        # PostgreSQL itself refuses to start beside one.
+        server.start(leases, owner="me", ttl=HOUR)
+
+
+def test_a_lease_is_not_forgotten_while_a_session_outlives_its_postmaster(server: Server, state: Path) -> None:
+    clock = FakeClock()
+    timed = Leases(state, clock)
+    lease = server.start(timed, owner="me", ttl=HOUR)
+    with orphan_of(server, timed, lease) as orphan:
+        assert timed.reap() == []
+        assert timed.all() == [lease]
+        assert proc.is_alive(*orphan)
+        clock.advance(3600)
+        assert timed.reap() == [lease]
+        assert not proc.is_alive(*orphan)
+
+
+def test_a_server_that_was_started_in_the_folder_since_is_left_alone(server: Server, leases: Leases) -> None:
+    """As one that was restored and let go of, where an earlier attempt's lease is still there."""
+    earlier = server.start(leases, owner="me", ttl=HOUR)
+    proc.kill_family(earlier.pid, earlier.start_ticks)
+    later = server.start(leases, owner="somebody", ttl=HOUR)
+    everybody = processes_of(server)
+    leases.kill(earlier)
+    assert processes_of(server) == everybody
+    leases.release(later)
+    leases.kill(earlier)
+    assert processes_of(server) == everybody
+    server.kill()
 
 
 # --- binaries

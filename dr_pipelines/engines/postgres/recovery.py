@@ -154,6 +154,7 @@ class _Recovery:
                 log=target / PRIVATE / _LOG,
                 ttl=self.ttl,
                 folders=(*self.folders, *_scratch(socket, leases)),
+                data=target,
                 stop_signal=signal.SIGINT,
             )
             try:
