@@ -195,9 +195,14 @@ class Source(Cluster):
     def ship(self) -> datetime:
         """Everything written until now is in the repository; returns the recovery point, which is after the call."""
         called_at = self.now()
-        self.do("SELECT pg_switch_wal()")
         store = self.store
-        assert wait_until(lambda: _point(store) > called_at, timeout=30), Log(store).read_position()
+
+        def shipped() -> bool:
+            # Again and again: what the server writes by itself after a switch is in no segment yet.
+            self.do("SELECT pg_switch_wal()")
+            return _point(store) > called_at
+
+        assert wait_until(shipped, timeout=30, interval=0.2), Log(store).read_position()
         return _point(store)
 
 

@@ -53,6 +53,13 @@ def write(running: Host, rows: int = 5000) -> None:
     running.do(f"INSERT INTO guests (name) SELECT repeat(md5(i::text), 10) FROM generate_series(1, {rows}) i")
 
 
+def switch(running: Host) -> None:
+    """Switch segments when the agent has seen all that was written: what the server writes by itself next is none."""
+    moment = running.now()
+    running.agents.await_position(lambda position: position.at and position.at > moment, running.system)
+    running.do("SELECT pg_switch_wal()")
+
+
 def test_a_full_segment_is_in_the_repository_within_two_seconds(any_host: Host) -> None:
     agents = any_host.agents
     agents.start()
@@ -74,8 +81,7 @@ def test_the_recovery_point_passes_what_was_acknowledged_before_the_switch(any_h
     agents.start()
     write(any_host)
     moment = any_host.now()
-    agents.await_position(lambda position: position.at and position.at > moment, any_host.system)
-    any_host.do("SELECT pg_switch_wal()")
+    switch(any_host)
     position = agents.await_position(
         lambda position: position.recovery_point and position.recovery_point > moment, any_host.system
     )
@@ -87,7 +93,7 @@ def test_what_was_acknowledged_after_the_stored_log_is_behind_the_recovery_point
     agents = folder_host.agents
     agents.start()
     write(folder_host, 10)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     agents.await_position(lambda position: position.recovery_point, folder_host.system)
     # Asynchronous: acknowledged before its commit record is on disk.
     with folder_host.connect() as connection:
@@ -103,7 +109,7 @@ def test_an_idle_server_is_not_exposed_though_it_writes_checkpoints(folder_host:
     agents = folder_host.agents
     agents.start()
     write(folder_host, 10)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     moment = folder_host.now()
     agents.await_position(lambda p: p.recovery_point and p.recovery_point > moment, folder_host.system)
     folder_host.do("CHECKPOINT")
@@ -134,7 +140,7 @@ def test_a_server_that_dies_and_comes_back_is_shipped_for_and_sampled_again(fold
     agents, system = folder_host.agents, folder_host.system
     agents.start()
     write(folder_host)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     before = agents.await_position(lambda position: position.recovery_point, system)
     folder_host.server.kill()
     away = agents.await_position(lambda position: position.server is ServerState.AWAY, system)
@@ -144,7 +150,7 @@ def test_a_server_that_dies_and_comes_back_is_shipped_for_and_sampled_again(fold
     assert away.lsn is not None
     folder_host.start()
     moment = folder_host.now()
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     agents.await_position(lambda position: position.recovery_point and position.recovery_point > moment, system)
 
 
@@ -152,7 +158,7 @@ def test_an_agent_that_comes_back_goes_on_with_what_was_proven(folder_host: Host
     agents, system = folder_host.agents, folder_host.system
     agents.start()
     write(folder_host, 10)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     moment = folder_host.now()
     agents.await_position(lambda p: p.recovery_point and p.recovery_point > moment, system)
     folder_host.do("CHECKPOINT")
@@ -181,7 +187,7 @@ def test_a_promotion_is_followed(folder_host: Host) -> None:
     agents, system = folder_host.agents, folder_host.system
     agents.start()
     write(folder_host)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     agents.await_position(lambda position: position.recovery_point, system)
     folder_host.server.stop()
     signal = folder_host.server.data / "recovery.signal"
@@ -203,7 +209,7 @@ def test_a_new_server_in_the_old_ones_place_gets_a_log_of_its_own(folder_host: H
     agents, first = folder_host.agents, folder_host.system
     agents.start()
     write(folder_host, 10)
-    folder_host.do("SELECT pg_switch_wal()")
+    switch(folder_host)
     agents.await_position(lambda position: position.recovery_point, first)
     folder_host.server.stop()
     agents.await_empty()

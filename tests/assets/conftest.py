@@ -152,13 +152,14 @@ class Hotel:
     def settle(self) -> datetime:
         """Wait until what was written so far is proven to be restorable; returns the moment up to which it is."""
         moment: datetime = self.ask("SELECT clock_timestamp()")
-        self.do("SELECT pg_switch_wal()")
 
         def proven() -> bool:
+            # Again and again: what the server writes by itself after a switch is in no segment yet.
+            self.do("SELECT pg_switch_wal()")
             position = self.log.read_position()
             return position is not None and position.recovery_point is not None and position.recovery_point >= moment
 
-        assert wait_until(proven, timeout=60)
+        assert wait_until(proven, timeout=60, interval=0.2)
         return moment
 
     def lose(self) -> datetime:

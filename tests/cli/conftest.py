@@ -98,6 +98,10 @@ class Hotel:
         assert self.settings.repository is not None
         return Path(self.settings.repository)
 
+    def copy_repository(self, place: Path) -> None:
+        """As it is now; its agent goes on writing, and what is half written is no part of it."""
+        shutil.copytree(self.repository, place, ignore=shutil.ignore_patterns(".tmp"))
+
     def write(self, name: str) -> None:
         """Commit a guest of this name."""
         with connect(self.lab.dsn()) as connection:
@@ -109,10 +113,12 @@ class Hotel:
         """Wait until what has been written is proven to be restorable; returns the moment up to which it is."""
         with connect(self.lab.dsn("postgres")) as connection:
             (now,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
-            connection.execute("SELECT pg_switch_wal()")
         assert now is not None
 
         def proven() -> bool:
+            # Again and again: what the server writes by itself after a switch is in no segment yet.
+            with connect(self.lab.dsn("postgres")) as connection:
+                connection.execute("SELECT pg_switch_wal()")
             (entry,) = self.dr("exposure", "database", "--json").document["exposures"]
             return bool(entry["recovery_point"] and entry["recovery_point"] > now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
 

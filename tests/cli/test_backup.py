@@ -1,6 +1,5 @@
 """`dr backup`: what it makes, lists and reads back, and what it says where that is not possible."""
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def test_a_whole_backup_verifies(hotel: Hotel) -> None:
 
 def test_a_flipped_byte_fails_the_verification_and_names_the_part(hotel: Hotel, world_readable_folder: Path) -> None:
     copy = world_readable_folder / "repository"
-    shutil.copytree(hotel.repository, copy)
+    hotel.copy_repository(copy)
     part = next((copy / "services").rglob("parts/000000"))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
@@ -59,7 +58,7 @@ def test_what_was_interrupted_is_listed_as_incomplete_and_is_no_backup(
     hotel: Hotel, world_readable_folder: Path
 ) -> None:
     copy = world_readable_folder / "repository"
-    shutil.copytree(hotel.repository, copy)
+    hotel.copy_repository(copy)
     next((copy / "services").rglob("manifest.json")).unlink()
 
     listed = hotel.dr("backup", "list", "--json", DR_REPOSITORY=copy)

@@ -143,7 +143,7 @@ def test_files_that_wait_for_long_are_a_problem(elsewhere: Dr, world_readable_fo
 @pytest.fixture
 def copy(hotel: Hotel, world_readable_folder: Path) -> Store:
     """The host's part of a copy of the repository in `repository` below the folder, which a test may change."""
-    shutil.copytree(hotel.repository, world_readable_folder / "repository")
+    hotel.copy_repository(world_readable_folder / "repository")
     services = FolderStore(world_readable_folder / "repository").child("services/database")
     return newest_system(services)
 

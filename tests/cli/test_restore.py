@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def alone(hotel: Hotel, dr: Dr) -> Dr:
     """A machine that has a copy of the repository and nothing else: no plan, no server, no agent."""
-    shutil.copytree(hotel.repository, dr.folder / "repository")
+    hotel.copy_repository(dr.folder / "repository")
     return Dr({**dr.environment, "DR_REPOSITORY": str(dr.folder / "repository")}, dr.folder)
 
 
@@ -196,7 +196,7 @@ def test_a_hole_in_the_log_stops_the_restore_unless_it_is_allowed(hotel: Hotel, 
     hotel.write("later")
     hotel.settle()
     shutil.rmtree(alone.folder / "repository")
-    shutil.copytree(hotel.repository, alone.folder / "repository")
+    hotel.copy_repository(alone.folder / "repository")
     segments = sorted((alone.folder / "repository" / "services").rglob("log/*/0*"))
     segments[-2].unlink()
 

@@ -1,6 +1,5 @@
 """`dr exposure`, `dr report adherence`, `dr agent`: what they say and what their exit codes mean."""
 
-import shutil
 import signal
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def test_an_agent_without_a_repository_is_refused(dr: Dr) -> None:
 @pytest.mark.slow
 def test_an_agent_works_until_it_is_told_to_stop(hotel: Hotel, world_readable_folder: Path) -> None:
     repository, spool = world_readable_folder / "repository", world_readable_folder / "spool"
-    shutil.copytree(hotel.repository, repository)
+    hotel.copy_repository(repository)
     spool.mkdir()
     running = hotel.dr.start("agent", "--json", DR_SPOOL__DATABASE=spool, DR_REPOSITORY=repository)
     assert running.stderr is not None
