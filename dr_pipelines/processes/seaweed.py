@@ -78,7 +78,7 @@ class _Instance(BaseModel):
         return ["-logtostderr", "mini", f"-dir={_data(place)}", *fixed, *listeners]
 
     def probe(self) -> Callable[[], bool]:
-        """Asks whether an object can be stored."""
+        """Asks whether an object can be stored and read back."""
         # Here and not above: importing it takes longer than most of what imports this module.
         import boto3
         from botocore.config import Config
@@ -94,15 +94,17 @@ class _Instance(BaseModel):
         )
         key = f".ready-{secrets.token_hex(4)}"
 
-        def takes_objects() -> bool:
+        def keeps_objects() -> bool:
             try:
-                client.put_object(Bucket=_BUCKET, Key=key, Body=b"")
+                # Not empty, and read: an empty one needs no volume, and for a moment after the start none can be read.
+                client.put_object(Bucket=_BUCKET, Key=key, Body=key.encode())
+                client.get_object(Bucket=_BUCKET, Key=key)["Body"].read()
                 client.delete_object(Bucket=_BUCKET, Key=key)
             except (BotoCoreError, ClientError):
                 return False
             return True
 
-        return takes_objects
+        return keeps_objects
 
     def remove_sockets(self) -> None:
         """SeaweedFS leaves sockets in /tmp, some always and all when killed."""

@@ -68,6 +68,16 @@ def test_objects_keys_and_address_outlast_a_restart(settings: Settings, leases: 
     )
 
 
+@pytest.mark.slow
+def test_what_was_stored_before_can_be_read_as_soon_as_it_is_started_again(settings: Settings, leases: Leases) -> None:
+    storage = ObjectStorage.start(settings, leases, owner="me")
+    put(storage, "kept")
+    for _ in range(6):
+        storage.stop(leases)
+        storage = ObjectStorage.start(settings, leases, owner="me")
+        assert client(storage).get_object(Bucket=storage.bucket, Key="kept")["Body"].read() == b"kept"
+
+
 def test_objects_outlast_a_kill(settings: Settings, leases: Leases) -> None:
     first = ObjectStorage.start(settings, leases, owner="me")
     put(first, "kept")
