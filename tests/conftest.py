@@ -6,11 +6,15 @@ it is missing the test is skipped and says what installs it; with `--require-sof
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell without job control lets what it starts in the background ignore Ctrl-C, and so all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SOFTWARE = {
     "postgres-15": Path("/usr/lib/postgresql/15/bin/postgres"),
