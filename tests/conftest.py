@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-# A shell without job control lets what it starts in the background ignore Ctrl-C, and so all that we start.
+# What the shell that starts us ignores (in the background without job control it is Ctrl-C), all that we start ignores.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(each, signal.SIG_DFL)
 
 SOFTWARE = {
     "postgres-15": Path("/usr/lib/postgresql/15/bin/postgres"),
