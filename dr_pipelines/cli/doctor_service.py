@@ -73,6 +73,21 @@ def _server(
         yield Finding(name, "binaries of its version", Level.OK, f"{found.version} in {found.folder}")
 
     yield from look(name, "binaries of its version", binaries)
+    if service is not None and service.validation is not None:
+        yield _asked_database(name, service.validation.database, dsn)
+
+
+def _asked_database(name: str, database: str, dsn: str) -> Finding:
+    """Whether what a restore is asked by the plan can be answered at all: found out now, not on the bad day."""
+    looked_at = "what the plan asks of a restore"
+    with connect(dsn) as connection:
+        there = connection.execute("SELECT count(*) FROM pg_database WHERE datname = %s", [database]).fetchone()
+    if there is None or not there[0]:
+        seen = f'the server has no database "{database}", so no restore of it would pass its validation'
+        return Finding(
+            name, looked_at, Level.PROBLEM, seen, f"your own database and queries in services.{name}.validation"
+        )
+    return Finding(name, looked_at, Level.OK, f'of the database "{database}", which is there')
 
 
 def _spool(area: str, folder: Path, dsn: str | None) -> Iterator[Finding]:

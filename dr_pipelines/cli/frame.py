@@ -142,9 +142,10 @@ def _explain(error: typer.TyperException) -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, with what it started."""
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, with what it started; what is ignored (nohup) stays so."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -88,6 +88,16 @@ def test_exit_codes_follow_the_worst_finding(host: Dr, world_readable_folder: Pa
     assert "cannot be reached" in found(broken.document, "the server")["seen"]
 
 
+def test_a_plan_that_asks_a_database_that_is_not_there_is_a_problem(host: Dr, world_readable_folder: Path) -> None:
+    plan = world_readable_folder / "plan.yaml"
+    plan.write_text(QUIET_PLAN.replace("validation:", "validation:\n      database: elsewhere"))
+
+    said = host("doctor", "--json", DR_PLAN=plan)
+
+    assert found(said.document, "what the plan asks of a restore")["level"] == "problem"
+    assert '"elsewhere"' in found(said.document, "what the plan asks of a restore")["seen"]
+
+
 def test_a_refused_plan_is_a_problem_with_its_line(elsewhere: Dr, world_readable_folder: Path) -> None:
     plan = world_readable_folder / "plan.yaml"
     plan.write_text(QUIET_PLAN.replace("rpo: 15m", "rpo: 15 minutes"))

@@ -119,6 +119,17 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals, capsys: 
     assert f"ended by {number.name}" in capsys.readouterr().err
 
 
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    terminating = signal.getsignal(signal.SIGTERM)
+    try:
+        end_on_signals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, terminating)
+
+
 def test_a_reader_that_has_enough_is_no_error(dr: Dr) -> None:
     command = " ".join(dr.command("plan", "show", PLAN))
 

@@ -27,7 +27,7 @@ from dr_pipelines.repository.store import Store
 from dr_pipelines.runbooks import database_restore as runbook
 from dr_pipelines.runbooks.record import Record
 from dr_pipelines.settings import Settings
-from dr_pipelines.timing import SystemClock, format_moment
+from dr_pipelines.timing import SystemClock, format_moment, wait_until
 from tests import archived
 
 pytestmark = pytest.mark.slow
@@ -68,6 +68,9 @@ def after_the_loss() -> Iterator[tuple[Drill, Path]]:
             size_bytes=2_000_000, writers=2, rate=50, archive_timeout=timedelta(seconds=1), seed=1
         )
         staged = drill.set_the_stage(around, options, timed_id("drill", SystemClock().wall()))
+        # So that there is a middle of the log to take a segment from.
+        store = drill.drill_store(around, staged.execution_id, options.service)
+        assert wait_until(lambda: len(after_the_backup(store)) >= 3, timeout=60)
         lost = drill.lose_database(around, staged)
         lab = lab_database.load(Path(lost.lab_folder))
         assert lab is not None
@@ -90,6 +93,12 @@ def lost(after_the_loss: tuple[Drill, Path], world_readable_folder: Path) -> Dri
     assert lab is not None
     dataclasses.replace(lab, folder=world_readable_folder / "copy" / "lab").save()
     return Drill(surroundings(settings), replace(original.lost, lab_folder=str(world_readable_folder / "copy" / "lab")))
+
+
+def after_the_backup(store: Store) -> tuple[str, ...]:
+    """The segments that hold what was written after the backup."""
+    covered = choose(store, None)
+    return covered.chain.files[covered.chain.files.index(str(covered.manifest.details["stop_segment"])) + 1 :]
 
 
 def checks(record: Record) -> dict[str, str]:
@@ -136,9 +145,7 @@ def test_a_segment_that_is_removed_after_the_recovery_point_was_printed(lost: Dr
 
 
 def test_a_segment_that_is_removed_from_the_middle(lost: Drill) -> None:
-    files = choose(lost.store, None).chain.files
-    stop = str(choose(lost.store, None).manifest.details["stop_segment"])
-    missing = files[files.index(stop) + 1]
+    missing = after_the_backup(lost.store)[0]
     lost.store.delete(f"log/{missing[:8]}/{missing}")
     record = lost.carry_out()
     assert record.verdict is Verdict.MISSED

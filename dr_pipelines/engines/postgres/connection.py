@@ -36,9 +36,14 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
             client_encoding="UTF8",
         )
     except psycopg.OperationalError as error:
+        words = str(error).strip()
+        # The server's own refusals say FATAL: asking whether it runs would lead astray.
+        problem, running = (
+            ("refuses", "") if "FATAL:" in words else ("cannot be reached", "is the server running, and ")
+        )
         raise ProcessError(
-            f"PostgreSQL at {without_secrets(dsn)} cannot be reached: {str(error).strip()}",
-            hint="is the server running, and is DR_DSN__<SERVICE> right? dr doctor",
+            f"PostgreSQL at {without_secrets(dsn)} {problem}: {words}",
+            hint=f"{running}is DR_DSN__<SERVICE> right? dr doctor",
         ) from None
     except psycopg.ProgrammingError as error:
         # libpq quotes what it stumbles over, which may be a piece of a password.
