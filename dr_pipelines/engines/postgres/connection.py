@@ -37,10 +37,9 @@ def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
         )
     except psycopg.OperationalError as error:
         words = str(error).strip()
-        # The server's own refusals say FATAL: asking whether it runs would lead astray.
-        problem, running = (
-            ("refuses", "") if "FATAL:" in words else ("cannot be reached", "is the server running, and ")
-        )
+        problem, running = "cannot be reached", "is the server running, and "
+        if "FATAL:" in words:  # the server's own words: to ask whether it runs would lead astray
+            problem, running = "refuses", ""
         raise ProcessError(
             f"PostgreSQL at {without_secrets(dsn)} {problem}: {words}",
             hint=f"{running}is DR_DSN__<SERVICE> right? dr doctor",
