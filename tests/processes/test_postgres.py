@@ -29,6 +29,8 @@ from dr_pipelines.processes.postgres import (
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import FakeClock, wait_until
 
+pytestmark = pytest.mark.slow
+
 HOUR = timedelta(hours=1)
 ROOT = Path(__file__).parents[2]
 DEBIAN = Path("/usr/lib/postgresql/15/bin")

@@ -17,6 +17,8 @@ from dr_pipelines.processes.seaweed import ObjectStorage, find_weed, shared_obje
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import FakeClock
 
+pytestmark = pytest.mark.slow
+
 AnotherPython = Callable[[str], subprocess.Popen[str]]
 
 A_USER = """
@@ -68,7 +70,6 @@ def test_objects_keys_and_address_outlast_a_restart(settings: Settings, leases: 
     )
 
 
-@pytest.mark.slow
 def test_what_was_stored_before_can_be_read_as_soon_as_it_is_started_again(settings: Settings, leases: Leases) -> None:
     storage = ObjectStorage.start(settings, leases, owner="me")
     put(storage, "kept")
