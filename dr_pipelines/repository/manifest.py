@@ -26,6 +26,7 @@ from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store, check_key
 
 __all__ = [
+    "FORMATS",
     "BackupSurvey",
     "FileEntry",
     "Manifest",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+FORMATS = {"full": 1, "incremental": 2}
+"""By kind, the version of a manifest's format: who knows no incrementals would take one for a whole backup."""
+_NEWEST_FORMAT = max(FORMATS.values())
 _MAX_MANIFEST = 1 << 30
 _MAX_PART = 1 << 30
 TOMBSTONE_STAYS = timedelta(days=7)
@@ -125,13 +129,17 @@ class Part(_Model):
 
 
 class Manifest(_Model):
-    """What a backup holds. Made or read, it does not contradict itself: every file is covered once, by the parts."""
+    """What a backup holds. Made or read, it does not contradict itself: every file is covered once, by the parts.
+
+    `parent` is the backup that an incremental one is based on: without it, it cannot be restored.
+    """
 
     format_version: Annotated[int, Field(strict=True, ge=1)] = FORMAT_VERSION
     backup_id: str
     service: str
     engine: str
-    kind: Literal["full"] = "full"
+    kind: Literal["full", "incremental"] = "full"
+    parent: str | None = None
     system_identifier: str
     server_version: str
     tool_version: str
@@ -159,10 +167,25 @@ class Manifest(_Model):
             raise ValueError(str(error)) from None
         if self.stopped_at < self.started_at:
             raise ValueError("it stopped before it started")
+        _refuse_wrong_parent(self)
         _refuse_entries_below_others(self.files)
         _refuse_foreign_parts(self.backup_id, self.parts)
         _refuse_gaps(self.files, self.parts)
         return self
+
+
+def _refuse_wrong_parent(manifest: Manifest) -> None:
+    if manifest.format_version != FORMATS[manifest.kind]:
+        raise ValueError(f"the manifest of a backup of kind {manifest.kind} has format {FORMATS[manifest.kind]}")
+    if (manifest.kind == "incremental") != (manifest.parent is not None):
+        raise ValueError(f"it is {manifest.kind}, its parent is {manifest.parent!r}")
+    if manifest.parent is not None:
+        try:
+            check_name(manifest.parent, "backup")
+        except RepositoryError as error:
+            raise ValueError(str(error)) from None
+        if manifest.parent == manifest.backup_id:
+            raise ValueError("it is its own parent")
 
 
 def _refuse_odd_name(text: str) -> None:
@@ -304,8 +327,8 @@ def manifest_sha256(store: Store, backup_id: str) -> str:
 def _refuse_newer(fields: Mapping[str, object], what: str) -> None:
     hint = "use the version of dr_pipelines that wrote it, or a newer one"
     version = fields.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise FormatTooNew(f"{what} has format {version}, this version reads up to {FORMAT_VERSION}", hint=hint)
+    if isinstance(version, int) and version > _NEWEST_FORMAT:
+        raise FormatTooNew(f"{what} has format {version}, this version reads up to {_NEWEST_FORMAT}", hint=hint)
     parts = fields.get("parts")
     for part in parts if isinstance(parts, list) else []:
         if isinstance(part, dict) and not known_codec(part.get("codec"), part.get("encryption")):

@@ -284,6 +284,7 @@ def add_file(**changes: object) -> Callable[[Fields], None]:
     return change
 
 
+INCREMENTAL = {"kind": "incremental", "format_version": 2}
 HOSTILE: dict[str, tuple[Callable[[Fields], object], str]] = {
     "a path that climbs": (add_file(path="base/../../etc/passwd"), "not a plain relative one"),
     "an absolute path": (add_file(path="/etc/passwd"), "not a plain relative one"),
@@ -336,6 +337,16 @@ HOSTILE: dict[str, tuple[Callable[[Fields], object], str]] = {
     "an end before the start": (set_at("stopped_at", to="2026-02-01T12:00:00Z"), "stopped before it started"),
     "no files": (lambda fields: fields.pop("files"), "files"),
     "no version": (set_at("format_version", to=0), "format_version"),
+    "a full one with a parent": (set_at("parent", to="other"), "its parent is 'other'"),
+    "a full one of the incremental ones' format": (set_at("format_version", to=2), "kind full has format 1"),
+    "an incremental one of the full ones' format": (
+        lambda fields: fields.update(kind="incremental", parent="other"),
+        "kind incremental has format 2",
+    ),
+    "an incremental one without a parent": (lambda fields: fields.update(INCREMENTAL), "its parent is None"),
+    "its own parent": (lambda fields: fields.update(INCREMENTAL, parent=ID), "its own parent"),
+    "a parent elsewhere": (lambda fields: fields.update(INCREMENTAL, parent="../x"), "name of a backup"),
+    "another kind": (set_at("kind", to="differential"), "kind"),
 }
 
 
@@ -356,7 +367,7 @@ def test_a_manifest_that_contradicts_itself_is_not_made() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        set_at("format_version", to=2),
+        set_at("format_version", to=3),
         set_at("parts", 0, "codec", to="brotli"),
         set_at("parts", 1, "encryption", to="age"),
     ],
