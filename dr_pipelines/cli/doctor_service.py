@@ -15,9 +15,10 @@ from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.exposure import HEARTBEAT_LIMIT, read_exposure
-from dr_pipelines.engines.postgres.inspect import judge_setup, read_setup
+from dr_pipelines.engines.postgres.inspect import judge_missing, judge_setup, read_setup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position, ServerState
+from dr_pipelines.engines.postgres.privileges import missing_privileges
 from dr_pipelines.engines.verdict import Verdict
 from dr_pipelines.plan import Plan, Service
 from dr_pipelines.plan.schedule import last_due
@@ -58,13 +59,15 @@ def _server(
         mend = f"{unset}='host=... port=5432 user=... password=... dbname=postgres'"
         yield Finding(name, "the server", Level.OFF, f"{unset} is not set, so it was not looked at", mend)
         return
-    try:
-        with connect(dsn) as connection:
-            setup = read_setup(connection)
-    except psycopg.errors.InsufficientPrivilege as error:
-        seen = f"the role of the DSN may not look: {error.diag.message_primary}"
-        yield Finding(name, "the server", Level.PROBLEM, seen, "GRANT pg_monitor TO it, or give a superuser's DSN")
-        return
+    with connect(dsn) as connection:
+        try:
+            setup = read_setup(connection, dsn)
+        except psycopg.errors.InsufficientPrivilege as error:
+            seen = f"the role of the DSN may not look: {error.diag.message_primary}"
+            mend = "what it lacks is named below; dr init makes a role with what is needed"
+            yield Finding(name, "the server", Level.PROBLEM, seen, mend)
+            yield from judge_missing(missing_privileges(connection), name)
+            return
     limit = service.backup.archive_timeout if service is not None and service.backup is not None else None
     yield from judge_setup(setup, name, spool=settings.spool_of(name), archive_timeout=limit, rpo=rpo)
 

@@ -21,14 +21,14 @@ _LIVENESS = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_c
 
 
 @contextmanager
-def connect(dsn: str, *, timeout: int = 10) -> Iterator[Connection]:
-    """A connection in autocommit mode, which ends where its peer is gone.
+def connect(dsn: str, *, timeout: int = 10, replication: bool = False) -> Iterator[Connection]:
+    """A connection in autocommit mode, which ends where its peer is gone; with `replication` as a base backup's.
 
     Raises ProcessError, without secrets, where the server does not answer.
     """
     try:
         connection = psycopg.connect(
-            make_conninfo("", **_with_liveness(dsn)),
+            make_conninfo("", **_with_liveness(dsn), **({"replication": "true"} if replication else {})),
             autocommit=True,
             connect_timeout=timeout,
             application_name="dr_pipelines",
@@ -121,7 +121,7 @@ class ServerFacts:
     timeline: int
     segment_size: int
     size: int
-    """Bytes of all databases."""
+    """Bytes of all databases, as far as they lie in the tablespace that the asked one lies in."""
     superuser: str
     tablespaces: tuple[str, ...]
     archive_mode: str
@@ -132,6 +132,10 @@ class ServerFacts:
     """Bytes that the log in the data directory may reach before a checkpoint is due."""
     data_checksums: bool
     in_recovery: bool
+
+
+# The size of each database would need a privilege on each; that of one's own tablespace may be asked by everybody.
+_SIZE: LiteralString = "SELECT pg_tablespace_size(dattablespace) FROM pg_database WHERE datname = current_database()"
 
 
 def read_facts(connection: Connection) -> ServerFacts:
@@ -147,7 +151,7 @@ def read_facts(connection: Connection) -> ServerFacts:
         system_identifier=str(scalar(connection, "SELECT system_identifier FROM pg_control_system()")),
         timeline=timeline,
         segment_size=int(scalar(connection, "SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'")),
-        size=int(scalar(connection, "SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database")),
+        size=int(scalar(connection, _SIZE)),
         superuser=str(scalar(connection, "SELECT rolname FROM pg_roles WHERE oid = 10")),
         tablespaces=tuple(str(row[0]) for row in tablespaces),
         archive_mode=str(scalar(connection, "SHOW archive_mode")),

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.postgres.connection import Connection, ServerFacts, read_facts, scalar
+from dr_pipelines.engines.postgres.privileges import Missing, missing_privileges, refusal_of_replication
+from dr_pipelines.engines.postgres.wal import FileKind, Segment, kind_of
 from dr_pipelines.timing import format_duration, format_moment
 
-__all__ = ["ArchiverState", "Setup", "judge_setup", "read_setup", "spool_of_command"]
+__all__ = ["ArchiverState", "Setup", "judge_missing", "judge_setup", "read_setup", "spool_of_command"]
 
 _OURS = "DR_SPOOL='{spool}' /path/to/scripts/backup.sh wal %p %f"
 _BACKLOG = 16
@@ -30,7 +32,7 @@ class ArchiverState:
     last_failed_file: str | None
     last_failed_at: datetime | None
     waiting: int | None
-    """None where the role may not look."""
+    """None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -42,37 +44,44 @@ class Setup:
     full_page_writes: bool
     fsync: bool
     max_wal_senders: int
-    may_replicate: bool
-    """Whether the role that asked may take a base backup."""
+    replication_refused: str | None
+    """Why the role that asked may not take a base backup; None where it may."""
+    missing: tuple[Missing, ...]
+    """The privileges that it lacks."""
     archiver: ArchiverState
 
 
-def read_setup(connection: Connection) -> Setup:
-    """Ask a running server. What needs a privilege that the role lacks raises psycopg's own error."""
+def read_setup(connection: Connection, dsn: str) -> Setup:
+    """Ask a running server, by a connection that `dsn` has led to.
+
+    What needs a privilege that the role lacks raises psycopg's own error.
+    """
+    facts = read_facts(connection)
     return Setup(
-        facts=read_facts(connection),
+        facts=facts,
         wal_level=str(scalar(connection, "SHOW wal_level")),
         full_page_writes=scalar(connection, "SHOW full_page_writes") == "on",
         fsync=scalar(connection, "SHOW fsync") == "on",
         max_wal_senders=int(scalar(connection, "SHOW max_wal_senders")),
-        may_replicate=bool(
-            scalar(connection, "SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user")
-        ),
-        archiver=_read_archiver(connection),
+        replication_refused=refusal_of_replication(dsn),
+        missing=missing_privileges(connection),
+        archiver=_read_archiver(connection, facts),
     )
 
 
-def _read_archiver(connection: Connection) -> ArchiverState:
+def _read_archiver(connection: Connection, facts: ServerFacts) -> ArchiverState:
     row = connection.execute(
-        "SELECT archived_count, last_archived_time, failed_count, last_failed_wal, last_failed_time "
+        "SELECT archived_count, last_archived_wal, last_archived_time, failed_count, last_failed_wal, last_failed_time,"
+        " CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END "
         "FROM pg_stat_archiver"
     ).fetchone()
     assert row is not None
-    archived, last_archived_at, failed, last_failed_file, last_failed_at = row
+    archived, last_archived_file, last_archived_at, failed, last_failed_file, last_failed_at, current = row
     waiting = None
-    if scalar(connection, "SELECT has_function_privilege('pg_ls_archive_statusdir()', 'EXECUTE')"):
-        query = r"SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
-        waiting = int(scalar(connection, query))
+    # Not counted in the folder of pg_wal, where a role needs a privilege to look.
+    if last_archived_file and current and kind_of(last_archived_file) not in (None, FileKind.HISTORY):
+        done, open_one = (Segment.of_name(name[:24], facts.segment_size) for name in (last_archived_file, current))
+        waiting = max(open_one.number - done.number - 1, 0)
     return ArchiverState(
         archived=int(archived),
         last_archived_at=last_archived_at and last_archived_at.astimezone(UTC),
@@ -102,7 +111,21 @@ def judge_setup(
     first = ("the server", Level.OK, server, "")
     if facts.in_recovery:
         first = ("the server", Level.PROBLEM, f"{server}, a standby", "give the primary's DSN")
-    return tuple(Finding(area, *entry) for entry in (first, *found))
+    return (*(Finding(area, *entry) for entry in (first, *found)), *judge_missing(setup.missing, area))
+
+
+def judge_missing(missing: tuple[Missing, ...], area: str) -> tuple[Finding, ...]:
+    """What it means that the role lacks these privileges."""
+    return tuple(
+        Finding(
+            area,
+            "privileges",
+            Level.PROBLEM,
+            f"{each.role} may not call {each.function}, which is for {each.needed_for}",
+            f"{each.grant}; in the database of the DSN",
+        )
+        for each in missing
+    )
 
 
 _Entry = tuple[str, Level, str, str]
@@ -183,13 +206,12 @@ def _base_backup(setup: Setup) -> _Entry:
         return looked_at, Level.PROBLEM, "wal_level is minimal", "wal_level = replica, then restart the server"
     if setup.max_wal_senders < 1:
         return looked_at, Level.PROBLEM, "max_wal_senders is 0", "max_wal_senders = 10, then restart the server"
-    if not setup.may_replicate:
-        return (
-            looked_at,
-            Level.PROBLEM,
-            "the role of the DSN may not take one",
-            "ALTER ROLE ... REPLICATION, and a line for replication in pg_hba.conf",
+    if setup.replication_refused is not None:
+        seen = f"the role of the DSN may not take one: {setup.replication_refused}"
+        mend = (
+            'ALTER ROLE ... REPLICATION, and a line for the database "replication" in pg_hba.conf; dr init says which'
         )
+        return looked_at, Level.PROBLEM, seen, mend
     return looked_at, Level.OK, f"wal_level {setup.wal_level}, {setup.max_wal_senders} senders", ""
 
 

@@ -10,6 +10,7 @@ import pytest
 from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.postgres.connection import ServerFacts
 from dr_pipelines.engines.postgres.inspect import ArchiverState, Setup, judge_setup, spool_of_command
+from dr_pipelines.engines.postgres.privileges import Missing
 
 SPOOL = Path("/var/spool/dr")
 OURS = "DR_SPOOL='/var/spool/dr' /app/scripts/backup.sh wal %p %f"
@@ -40,7 +41,8 @@ GOOD = Setup(
     full_page_writes=True,
     fsync=True,
     max_wal_senders=10,
-    may_replicate=True,
+    replication_refused=None,
+    missing=(),
     archiver=ARCHIVER,
 )
 
@@ -102,7 +104,8 @@ def test_what_the_server_says_of_itself(changed: dict[str, Any], level: Level, l
     [
         ({"wal_level": "minimal"}, "base backups", "minimal"),
         ({"max_wal_senders": 0}, "base backups", "max_wal_senders"),
-        ({"may_replicate": False}, "base backups", "may not"),
+        ({"replication_refused": "no pg_hba.conf entry"}, "base backups", "no pg_hba.conf entry"),
+        ({"missing": (Missing("dr", "pg_control_system()", "backups"),)}, "privileges", "pg_control_system()"),
         ({"full_page_writes": False}, "fsync, full_page_writes", "full_page_writes off"),
         ({"fsync": False}, "fsync, full_page_writes", "fsync off"),
     ],
