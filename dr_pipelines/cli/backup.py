@@ -10,14 +10,14 @@ from dr_pipelines.cli.frame import Exit, Json, Terminal, table
 from dr_pipelines.cli.opening import opened
 from dr_pipelines.cli.services import backed_up_services
 from dr_pipelines.engines.postgres.backup import BackupResult
-from dr_pipelines.engines.postgres.coverage import newest_system, systems
+from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.engines.verdict import Verdict, judge_checks
 from dr_pipelines.errors import ObjectMissing, RestoreError
 from dr_pipelines.plan import load_plan
 from dr_pipelines.repository.manifest import Manifest, read_manifest, survey_backups
 from dr_pipelines.repository.store import Store
-from dr_pipelines.runbooks.backups import back_up, require_dsn
+from dr_pipelines.runbooks.backups import back_up, require_dsn, verify_newest
 from dr_pipelines.runbooks.database_restore import Surroundings
 from dr_pipelines.settings import load_settings
 from dr_pipelines.timing import format_bytes, format_duration, format_moment
@@ -151,6 +151,9 @@ def verify_(service: AnyService = None, backup_id: BackupId = None, as_json: Jso
     found: list[tuple[str, Verification]] = []
     with opened(terminal) as around:
         for name in backed_up_services(around, service):
+            if backup_id is None:
+                found.append((name, verify_newest(around, name)))
+                continue
             store, manifest = _find_backup(around, name, backup_id)
             report = _reporter(around, manifest.backup_id)
             found.append((name, verify(store, manifest, workers=around.settings.workers, progress=report)))
@@ -166,11 +169,8 @@ def _reporter(around: Surroundings, backup_id: str) -> Callable[[int, int], None
     return lambda done, total: around.progress(f"reading {backup_id} back", done, total)
 
 
-def _find_backup(around: Surroundings, service: str, backup_id: str | None) -> tuple[Store, Manifest]:
+def _find_backup(around: Surroundings, service: str, backup_id: str) -> tuple[Store, Manifest]:
     home = around.repository.service(service)
-    if backup_id is None:
-        store = newest_system(home)
-        return store, survey_backups(store).complete[0]
     for system in systems(home):
         try:
             return home.child(system), read_manifest(home.child(system), backup_id)

@@ -42,6 +42,7 @@ class Estimate:
             "covered_from": self.covered_from,
             "covered_to": self.covered_to,
             "gap": planned.gap,
+            "doubts": list(planned.doubts),
             "backup_id": planned.backup_id,
             "system_identifier": planned.system_identifier,
             "stored_bytes": planned.stored_bytes,
@@ -68,6 +69,7 @@ class Estimate:
             f"{format_bytes(planned.raw_bytes)} to write",
             "log": f"{len(planned.files)} files, {format_bytes(planned.log_bytes)} to replay, up to {planned.log_end}",
             "gap": planned.gap,
+            "damaged": "; ".join(planned.doubts) or None,
             "target": f"{request.destination or 'none given'}, {format_bytes(self.free_bytes)} free",
             "room": f"{format_bytes(planned.room.least)} needed at least, {format_bytes(planned.room.enough)} by an "
             "upper estimate of what the log adds",

@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
 _ROOT = "dr-repository.json"
 _CURRENT_PLAN = "plans/current.json"
+_ANOTHER_ROOT = "put it back from a copy of the repository; that of any other repository of this format will do as well"
+_ANOTHER_PLAN = "DR_PLAN names a plan's file, which goes before the copy; a restore does without"
 
 
 class Repository:
@@ -81,13 +83,18 @@ class Repository:
     def latest_plan(self) -> str | None:
         """The current recovery plan's text, None where none was kept yet. Raises ObjectCorrupt."""
         try:
-            pointer = unseal(self.store.get(_CURRENT_PLAN), what="the pointer to the current plan")
+            pointer = self.store.get(_CURRENT_PLAN)
         except ObjectMissing:
             return None
-        digest = str(pointer.get("plan_sha256"))
-        data = self.store.get(_plan_key(digest))
+        try:
+            digest = str(unseal(pointer, what="the pointer to the current plan").get("plan_sha256"))
+            data = self.store.get(_plan_key(digest))
+        except (ObjectCorrupt, ObjectMissing) as error:
+            raise type(error)(error.message, hint=_ANOTHER_PLAN) from None
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ObjectCorrupt(f"the copy of the plan {digest[:12]} is damaged: its hash does not match")
+            raise ObjectCorrupt(
+                f"the copy of the plan {digest[:12]} is damaged: its hash does not match", hint=_ANOTHER_PLAN
+            )
         return data.decode()
 
 
@@ -142,6 +149,8 @@ def _open(store: Store, *, create: bool, clock: Clock) -> Repository:
     found = store.names("")
     if _ROOT in found:
         return _read_root(store)  # somebody else has just made it
+    if "services/" in found:
+        raise RepositoryError(f"{store.url} has no {_ROOT}, without which it is no repository", hint=_ANOTHER_ROOT)
     if found:
         raise RepositoryError(
             f"{store.url} is not a repository, and not empty: it has {', '.join(found[:3])}",
@@ -164,7 +173,10 @@ def _open(store: Store, *, create: bool, clock: Clock) -> Repository:
 
 def _read_root(store: Store) -> Repository:
     what = f"{_ROOT} of {store.url}"
-    fields = unseal(store.get(_ROOT), what=what)
+    try:
+        fields = unseal(store.get(_ROOT), what=what)
+    except ObjectCorrupt as error:
+        raise ObjectCorrupt(error.message, hint=_ANOTHER_ROOT) from None
     version, repository_id = fields.get("format_version"), fields.get("id")
     if not isinstance(version, int) or not isinstance(repository_id, str):
         raise ObjectCorrupt(f"{what} lacks format_version or id")

@@ -52,10 +52,12 @@ def back_up(around: Surroundings, service: str) -> BackupResult:
 def verify_newest(around: Surroundings, service: str) -> Verification:
     """Read a service's newest backup back, with the log that follows it. Raises RestoreError where there is none."""
     store = newest_system(around.repository.service(service))
-    manifest = survey_backups(store).complete[0]
+    survey = survey_backups(store)
+    manifest = survey.complete[0]
     return verify(
         store,
         manifest,
         workers=around.settings.workers,
         progress=lambda done, total: around.progress(f"reading {manifest.backup_id} back", done, total),
+        among=survey,
     )

@@ -137,6 +137,8 @@ class Assessment:
     room: Room
     proven_lsn: Lsn | None = None
     """Where the replay must get for the recovery point; None where that is not known."""
+    doubts: tuple[str, ...] = ()
+    """What of the repository is damaged and was gone on without."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ def assess(
             if not allow_gap:
                 raise LogGap(assessment.gap, hint="--allow-gap restores up to the hole")
             around.notes.warning(assessment.gap)
+        for doubt in assessment.doubts:
+            around.notes.warning(doubt)
         point = format_moment(assessment.recovery_point) if assessment.recovery_point else "unknown"
         tell(
             f"backup {assessment.backup_id} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
@@ -219,6 +223,7 @@ def plan_restore(
         log_bytes=log_bytes,
         room=room_for(manifest, log_bytes),
         proven_lsn=covered.proven_lsn,
+        doubts=covered.doubts,
     )
 
 

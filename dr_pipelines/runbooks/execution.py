@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from dr_pipelines.errors import ExecutionError, ObjectMissing
+from dr_pipelines.errors import ExecutionError, ObjectCorrupt, ObjectMissing
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
 
@@ -127,12 +127,12 @@ class Journal:
         return self.execution() if self._store.info("execution.json") is not None else None
 
     def execution(self) -> Execution:
-        """What is fixed. Raises ExecutionError where there is no such execution."""
+        """What is fixed. Raises ExecutionError where there is no such execution, ObjectCorrupt."""
         try:
             data = self._store.get("execution.json")
         except ObjectMissing:
             raise ExecutionError(f"there is no execution {self.execution_id} in {self._store.url}") from None
-        return Execution.model_validate(unseal(data, what=f"execution {self.execution_id}"))
+        return _read(Execution, data, f"execution {self.execution_id}")
 
     def append(self, event: Event) -> None:
         """Add an event at the end."""
@@ -145,14 +145,27 @@ class Journal:
             number += 1
 
     def events(self) -> Iterator[Event]:
-        """All events, oldest first."""
+        """All events, oldest first. Raises ObjectCorrupt."""
         for name in self._store.names("events"):
-            what = f"event {name} of {self.execution_id}"
-            yield Event.model_validate(unseal(self._store.get(f"events/{name}"), what=what))
+            yield _read(Event, self._store.get(f"events/{name}"), f"event {name} of {self.execution_id}")
 
     def steps(self) -> tuple[StepState, ...]:
         """Every attempt at every step, in the order of their starts."""
         return read_steps(tuple(self.events()))
+
+
+_Read = TypeVar("_Read", Execution, Event)
+
+
+def _read(kind: type[_Read], data: bytes, what: str) -> _Read:
+    hint = "it cannot go on: begin anew, a restore with another target"
+    try:
+        return kind.model_validate(unseal(data, what=what))
+    except ObjectCorrupt as error:
+        raise ObjectCorrupt(error.message, hint=hint) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ObjectCorrupt(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint=hint) from None
 
 
 def read_steps(events: tuple[Event, ...]) -> tuple[StepState, ...]:

@@ -1,13 +1,14 @@
 """What can be restored from the repository alone: which backup, which of the log, up to when, and what is missing."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dr_pipelines.engines.postgres.chain import Chain
 from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.position import Position
 from dr_pipelines.engines.postgres.wal import Lsn
-from dr_pipelines.errors import NotCovered, RepositoryError, RestoreError
+from dr_pipelines.errors import NotCovered, ObjectCorrupt, RepositoryError, RestoreError
 from dr_pipelines.repository.manifest import Manifest, survey_backups
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_moment
@@ -29,6 +30,10 @@ class Coverage:
     """Where a replay must get for the recovery point; None where that is not known, as with a gap."""
     gap: str | None
     """What of the log is missing and what that loses; None where nothing is."""
+    position: Position | None
+    """What the agent said last; None where it never did, or where that cannot be read."""
+    doubts: tuple[str, ...]
+    """What else could not be read, and is gone on without: damaged manifests of other backups, the position."""
 
     @property
     def segment_size(self) -> int:
@@ -80,6 +85,8 @@ def choose(store: Store, target_time: datetime | None, backup_id: str | None = N
     begun_with = [manifest for manifest in usable if manifest.backup_id == backup_id]
     chosen = max(begun_with or usable or backups, key=lambda manifest: manifest.stopped_at)
     coverage = cover(store, chosen, earliest)
+    damaged = tuple(f"the backup {name} cannot be used: {error.message}" for name, error in survey.damaged)
+    coverage = replace(coverage, doubts=(*damaged, *coverage.doubts))
     if target_time is not None:
         latest = coverage.recovery_point or coverage.manifest.stopped_at
         if not usable or target_time > latest:
@@ -93,7 +100,7 @@ def choose(store: Store, target_time: datetime | None, backup_id: str | None = N
 
 def cover(store: Store, manifest: Manifest, earliest: datetime | None = None) -> Coverage:
     """How far one backup and the log after it lead. Raises RestoreError where that is not to the backup's own end."""
-    position = Log(store).read_position()
+    position, doubts = _position(store)
     details = manifest.details
     start, stop = Lsn.parse(str(details["start_lsn"])), Lsn.parse(str(details["stop_lsn"]))
     chain = Log(store).chain(start, int(details["timeline"]), int(details["wal_segment_size"]))
@@ -115,4 +122,12 @@ def cover(store: Store, manifest: Manifest, earliest: datetime | None = None) ->
         gap += f"; what was written from about {format_moment(lost_from)} to {until} is lost"
         recovery_point = min(lost_from, recovery_point) if recovery_point else lost_from
     proven_lsn = position.recovery_lsn if position is not None and gap is None else None
-    return Coverage(manifest, chain, earliest or manifest.stopped_at, recovery_point, proven_lsn, gap)
+    return Coverage(manifest, chain, earliest or manifest.stopped_at, recovery_point, proven_lsn, gap, position, doubts)
+
+
+def _position(store: Store) -> tuple[Position | None, tuple[str, ...]]:
+    """What the agent said last. A restore does not need it: where it is damaged, less is known, and that is said."""
+    try:
+        return Log(store).read_position(), ()
+    except ObjectCorrupt as error:
+        return None, (f"{error.message}; up to when everything is stored is not known",)

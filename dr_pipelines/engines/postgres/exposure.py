@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from dr_pipelines.engines.postgres.coverage import choose, newest_system
-from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import ServerState
 from dr_pipelines.engines.verdict import Verdict, judge
 from dr_pipelines.errors import RestoreError
@@ -62,8 +61,9 @@ def read_exposure(service_store: Store, service: str, *, now: datetime, rpo: tim
         covered = choose(store, None)
     except RestoreError as error:
         return Exposure(service, now, None, None, None, rpo, None, None, None, None, str(error))
-    position = Log(store).read_position()
-    problems = [text for text in (covered.gap, position.problem if position is not None else None) if text]
+    position = covered.position
+    told = position.problem if position is not None else None
+    problems = [text for text in (covered.gap, *covered.doubts, told) if text]
     unknown_since = None
     if position is None:
         unknown_since = covered.chain.end_stored_at or covered.manifest.stopped_at

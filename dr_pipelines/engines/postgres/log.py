@@ -105,7 +105,17 @@ class Log:
         return tuple(sorted(segments, key=lambda segment: segment.name)), tuple(histories)
 
     def _histories(self, names: tuple[str, ...]) -> dict[int, tuple[Switch, ...]]:
-        return {timeline_of(name): parse_history(self.fetch(name).decode(errors="replace")) for name in names}
+        return {timeline_of(name): self._history(name) for name in names}
+
+    def _history(self, name: str) -> tuple[Switch, ...]:
+        try:
+            return parse_history(self.fetch(name).decode(errors="replace"))
+        except ObjectCorrupt as error:
+            raise ObjectCorrupt(
+                f"{name}: {error.message}",
+                hint="move the object away; a server of that timeline has the file in pg_wal, and copied to the spool it "
+                "is stored again; without it the log ends where the timeline before was left",
+            ) from None
 
 
 def _key(name: str) -> str:

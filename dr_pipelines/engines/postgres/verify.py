@@ -26,7 +26,7 @@ from dr_pipelines.engines.postgres.wal import (
 )
 from dr_pipelines.errors import ObjectCorrupt, ObjectMissing, RestoreError
 from dr_pipelines.repository.envelope import check
-from dr_pipelines.repository.manifest import Manifest, Part
+from dr_pipelines.repository.manifest import BackupSurvey, Manifest, Part
 from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_bytes
@@ -46,12 +46,16 @@ class Verification:
     recovery_point: datetime | None
 
 
-def verify(store: Store, manifest: Manifest, *, workers: int, progress: Progress) -> Verification:
+def verify(
+    store: Store, manifest: Manifest, *, workers: int, progress: Progress, among: BackupSurvey | None = None
+) -> Verification:
     """Read every part of the backup and every file of the log that follows it.
 
     Checks `parts_are_what_was_stored`, `log_is_whole` (no segment missing from the backup to the newest; a hole names
     the missing ones and the time that is lost), `log_files_are_what_was_stored` and, where the backup's own log is
     there, `log_is_this_backups` (it was written by the server that was backed up, not by another one of its names).
+    Where the backup was chosen `among` others because it is the newest, `manifests_are_what_was_stored` says whether
+    one that cannot be read was passed over; where the agent's position is damaged, `position_is_what_was_stored` fails.
     """
     total = manifest.stored_bytes
     done = 0
@@ -79,15 +83,18 @@ def verify(store: Store, manifest: Manifest, *, workers: int, progress: Progress
         not bad,
         _named(bad) or f"{len(manifest.parts)} parts, {format_bytes(manifest.stored_bytes)} stored",
     )
+    others = _others(among) if among is not None else ()
     try:
         coverage = patiently(lambda: cover(store, manifest))
-    except RestoreError as error:
+    except (RestoreError, ObjectCorrupt) as error:
         whole = Check("log_is_whole", False, str(error))
-        return Verification(manifest.backup_id, (parts, whole), done, None)
+        return Verification(manifest.backup_id, (parts, whole, *others), done, None)
+    others += tuple(Check("position_is_what_was_stored", False, doubt) for doubt in coverage.doubts)
     whole = Check("log_is_whole", coverage.gap is None, coverage.gap or f"unbroken up to {coverage.chain.end}")
     files, read = _log_files(Log(store), coverage.chain, workers)
     own = _own_log(Log(store), manifest)
-    return Verification(manifest.backup_id, (parts, whole, files, *own), done + read, coverage.recovery_point)
+    checks = (parts, whole, files, *own, *others)
+    return Verification(manifest.backup_id, checks, done + read, coverage.recovery_point)
 
 
 def log_ends_backup(log: Log, details: Mapping[str, str | int]) -> bool:
@@ -103,6 +110,12 @@ def log_ends_backup(log: Log, details: Mapping[str, str | int]) -> bool:
     if segment.number and stop - begin < HEADER_BYTES + END_OF_BACKUP_BYTES:
         begin, raw = segment.previous().start, log.fetch(segment.previous().name) + raw
     return is_end_of_backup(raw, begin, start, stop, size)
+
+
+def _others(survey: BackupSurvey) -> tuple[Check, ...]:
+    bad = [f"{backup_id}: {error.message}" for backup_id, error in survey.damaged]
+    detail = _named(bad) or f"{len(survey.complete)} backups"
+    return (Check("manifests_are_what_was_stored", not bad, detail),)
 
 
 def _own_log(log: Log, manifest: Manifest) -> tuple[Check, ...]:
