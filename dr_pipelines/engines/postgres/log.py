@@ -113,8 +113,8 @@ class Log:
         except ObjectCorrupt as error:
             raise ObjectCorrupt(
                 f"{name}: {error.message}",
-                hint="move the object away; a server of that timeline has the file in pg_wal, and copied to the spool it "
-                "is stored again; without it the log ends where the timeline before was left",
+                hint="move the object away; a server of that timeline has the file in pg_wal, and copied to the spool "
+                "it is stored again; without it the log ends where the timeline before was left",
             ) from None
 
 
