@@ -7,6 +7,7 @@
     ├── PlanError                 2          the recovery plan cannot be accepted
     ├── RepositoryError           1          the repository cannot be read or written
     │   ├── RepositoryUnreachable 1          (a retry can help)
+    │   ├── RepositoryMissing     2          there is none in the place that is named
     │   ├── ObjectMissing         1          an object that was asked for is not there
     │   ├── ObjectConflict        1          an object is there already, with other content
     │   ├── ObjectCorrupt         1          what is stored is not what was written
@@ -88,6 +89,12 @@ class RepositoryUnreachable(RepositoryError):
     """The repository did not answer, or refused for a reason that may pass."""
 
     retryable = True
+
+
+class RepositoryMissing(RepositoryError):
+    """There is no repository in the place that is named; nothing was made of it."""
+
+    exit_code = 2
 
 
 class ObjectMissing(RepositoryError):

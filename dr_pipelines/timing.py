@@ -17,6 +17,7 @@ __all__ = [
     "FakeClock",
     "Stopwatch",
     "SystemClock",
+    "format_ago",
     "format_bytes",
     "format_duration",
     "format_moment",
@@ -161,6 +162,13 @@ def format_duration(duration: timedelta) -> str:
         if number:
             pieces.append(f"{number}{unit}")
     return "".join(pieces) or "0s"
+
+
+def format_ago(age: timedelta) -> str:
+    """Write how long ago another clock's moment was: "5s ago", or "6m from now: the clocks are apart"."""
+    if age > -timedelta(seconds=1):
+        return f"{format_duration(max(age, timedelta(0)))} ago"
+    return f"{format_duration(-age)} from now: the clocks are apart"
 
 
 def parse_moment(text: str) -> datetime:

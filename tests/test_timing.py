@@ -10,6 +10,7 @@ from dr_pipelines.timing import (
     FakeClock,
     Stopwatch,
     SystemClock,
+    format_ago,
     format_bytes,
     format_duration,
     format_moment,
@@ -92,6 +93,14 @@ def test_a_duration_longer_than_time_itself_is_refused() -> None:
 )
 def test_a_duration_is_written_for_a_person(seconds: float, text: str) -> None:
     assert format_duration(timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5s ago"), (0, "0s ago"), (-0.5, "0s ago"), (-360, "6m from now: the clocks are apart")],
+)
+def test_how_long_ago_something_was_is_never_negative(seconds: float, text: str) -> None:
+    assert format_ago(timedelta(seconds=seconds)) == text
 
 
 @given(st.datetimes(timezones=st.just(UTC)))

@@ -21,7 +21,7 @@ from dr_pipelines.repository.probe import check_writable
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.runbooks.dagster_home import checkout
 from dr_pipelines.settings import Settings
-from dr_pipelines.timing import Clock, format_bytes, format_duration
+from dr_pipelines.timing import Clock, format_ago, format_bytes
 
 __all__ = [
     "look",
@@ -152,5 +152,5 @@ def look_at_schedules(settings: Settings) -> Iterator[Finding]:
         yield Finding(area, "Dagster's daemon", Level.OFF, "never ran with this home, so none of these does", start)
     for name, age in schedules.daemons.items():
         silent = age > DAEMON_LIMIT
-        seen = f"last heard of {format_duration(timedelta(seconds=round(age)))} ago"
+        seen = f"last heard of {format_ago(timedelta(seconds=round(age)))}"
         yield Finding(area, f"daemon {name}", Level.OFF if silent else Level.OK, seen, start if silent else "")

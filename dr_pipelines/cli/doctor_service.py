@@ -26,7 +26,7 @@ from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings, variable
-from dr_pipelines.timing import Clock, format_bytes, format_duration, format_moment
+from dr_pipelines.timing import Clock, format_ago, format_bytes, format_duration, format_moment
 
 __all__ = ["look_at_service"]
 
@@ -139,7 +139,7 @@ def _agent(name: str, store: Store, now: datetime, *, expected: bool) -> Iterato
         yield Finding(name, "the agent", Level.PROBLEM if expected else Level.OFF, "never heard of", start)
         return
     age = now - newest.heartbeat_at
-    seen = f"{newest.agent_version} on {newest.agent_host}, last heard of {format_duration(age)} ago"
+    seen = f"{newest.agent_version} on {newest.agent_host}, last heard of {format_ago(age)}"
     if age > HEARTBEAT_LIMIT:
         yield Finding(name, "the agent", Level.PROBLEM if expected else Level.OFF, seen, start)
     elif newest.server is ServerState.AWAY:

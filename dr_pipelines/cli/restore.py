@@ -47,6 +47,7 @@ __all__ = ["restore"]
 
 JOURNALS = "journals"
 """Below the state folder: what is written of a restore whose repository can only be read."""
+_CALLED = {"target_time": "--to", "outage_started_at": "--outage-start", "reason": "--reason"}
 
 
 def restore(
@@ -99,6 +100,7 @@ def restore(
             reason=reason,
             plan=around.plan,
             now=around.clock.wall(),
+            called=_CALLED,
         )
         if dry_run:
             found = estimate(around, request, allow_gap=allow_gap)
@@ -171,6 +173,7 @@ def _begin(around: Surroundings, request: RestoreRequest) -> tuple[Surroundings,
         now=now,
         requested_by=who_asks(),
         plan_sha256=around.plan.sha256 if around.plan is not None else None,
+        called=_CALLED,
     )
     return around, execution
 

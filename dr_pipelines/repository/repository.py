@@ -13,7 +13,14 @@ import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dr_pipelines.errors import ConfigurationError, FormatTooNew, ObjectCorrupt, ObjectMissing, RepositoryError
+from dr_pipelines.errors import (
+    ConfigurationError,
+    FormatTooNew,
+    ObjectCorrupt,
+    ObjectMissing,
+    RepositoryError,
+    RepositoryMissing,
+)
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.identifiers import check_name
 from dr_pipelines.repository.records import Records
@@ -102,7 +109,7 @@ def open_repository(url: str, *, settings: Settings, create: bool = False, clock
     """Open the repository at `url`, a folder's path or s3://bucket/prefix, with the keys that the settings have.
 
     With `create` an empty place, or one that does not exist, becomes a repository; a place with other content never
-    does. Raises RepositoryError where there is no repository, FormatTooNew, RepositoryUnreachable; ConfigurationError
+    does. Raises RepositoryMissing where there is no repository, FormatTooNew, RepositoryUnreachable; ConfigurationError
     where the URL can name none.
     """
     store = _store_at(url, settings, create)
@@ -152,12 +159,12 @@ def _open(store: Store, *, create: bool, clock: Clock) -> Repository:
     if "services/" in found:
         raise RepositoryError(f"{store.url} has no {_ROOT}, without which it is no repository", hint=_ANOTHER_ROOT)
     if found:
-        raise RepositoryError(
+        raise RepositoryMissing(
             f"{store.url} is not a repository, and not empty: it has {', '.join(found[:3])}",
             hint="give a new, empty place; is DR_REPOSITORY right?",
         )
     if not create:
-        raise RepositoryError(
+        raise RepositoryMissing(
             f"there is no repository in {store.url}",
             hint="is DR_REPOSITORY right, is its disk mounted? `dr backup full SERVICE --create` makes one there",
         )

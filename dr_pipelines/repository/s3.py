@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from pydantic import SecretStr
 
-from dr_pipelines.errors import ObjectMissing
+from dr_pipelines.errors import ObjectMissing, RepositoryMissing
 from dr_pipelines.repository.s3_errors import code_of, refusals, status_of
 from dr_pipelines.repository.store import Chunk, ObjectInfo, check_key, check_prefix
 
@@ -80,13 +80,19 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".removesuffix("/")
 
     def find_bucket(self, *, create: bool) -> None:
-        """Raise RepositoryError unless the bucket is there and may be used; with `create` make it where it is not."""
+        """Raise RepositoryError unless the bucket is there and may be used; with `create` make it where it is not.
+
+        Without it a bucket that is not there is a RepositoryMissing.
+        """
         with refusals("use", self.url):
             try:
                 self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if status_of(error) != 404 or not create:
+                if status_of(error) != 404:
                     raise
+                if not create:
+                    hint = "the bucket does not exist; is DR_REPOSITORY right?"
+                    raise RepositoryMissing(f"there is no repository in {self.url}", hint=hint) from None
                 self._create_bucket()
 
     def put(self, key: str, chunks: Sequence[Chunk]) -> None:

@@ -1,8 +1,10 @@
 """What an operator asks of a restore, checked before anything is done."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from dr_pipelines.errors import UsageError
 from dr_pipelines.plan import Plan
@@ -41,20 +43,29 @@ def read_request(
     reason: str,
     plan: Plan | None,
     now: datetime,
+    called: Mapping[str, str] = MappingProxyType({}),
 ) -> RestoreRequest:
-    """What the texts say. Raises UsageError that names the one that cannot be accepted."""
+    """What the texts say. Raises UsageError that names the one that cannot be accepted.
+
+    `called` says what whoever asks calls the fields, where that is something else than here.
+    """
+
+    def name(field: str) -> str:
+        return called.get(field, field)
+
+    began = outage_started_at
     if plan is not None:
         plan.require_database(service)
     if not reason.strip():
-        raise UsageError("reason: it is empty", hint="say why, in a few words: it stands in the record")
+        raise UsageError(f"{name('reason')}: it is empty", hint="say why, in a few words: it stands in the record")
     wanted = target_time.strip()
     destination = Path(target_location.strip()) if target_location.strip() else None
     if destination is not None and not destination.is_absolute():
-        raise UsageError(f"target_location: {destination} is not an absolute path")
+        raise UsageError(f"{name('target_location')}: {destination} is not an absolute path")
     return RestoreRequest(
         service=service,
-        outage_started_at=_past("outage_started_at", outage_started_at, now) if outage_started_at is not None else None,
-        target_time=None if wanted == LATEST else _past("target_time", wanted, now),
+        outage_started_at=_past(name("outage_started_at"), began, now) if began is not None else None,
+        target_time=None if wanted == LATEST else _past(name("target_time"), wanted, now),
         destination=destination,
         backup_id=backup_id.strip() or None,
         reason=reason.strip(),
@@ -69,10 +80,11 @@ def begin(
     now: datetime,
     requested_by: str,
     plan_sha256: str | None,
+    called: Mapping[str, str] = MappingProxyType({}),
 ) -> Execution:
     """The execution with this id: begun now, or, where it had begun before, as it began.
 
-    Raises UsageError where it began for something else than what is asked for now.
+    `called` is that of `read_request`. Raises UsageError where it began for something else than what is asked for now.
     """
     execution = Journal(repository.store, execution_id).begin(
         Execution(
@@ -92,7 +104,8 @@ def begin(
         fixed, asked = getattr(execution, name), getattr(request, name)
         if fixed != asked:
             raise UsageError(
-                f"{name}: execution {execution_id} began with {_shown(fixed)}, and now {_shown(asked)} is asked for",
+                f"{called.get(name, name)}: execution {execution_id} began with {_shown(fixed)}, and now "
+                f"{_shown(asked)} is asked for",
                 hint="launch a new restore instead of going on with that one",
             )
     return execution

@@ -23,6 +23,8 @@ from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock, wait_until
 from tests.agent.conftest import SMALL, Host, host, wheel
 
+pytestmark = pytest.mark.slow
+
 SECOND = timedelta(seconds=1)
 
 

@@ -100,7 +100,10 @@ class Hotel:
 
     def copy_repository(self, place: Path) -> None:
         """As it is now; its agent goes on writing, and what is half written is no part of it."""
-        shutil.copytree(self.repository, place, ignore=shutil.ignore_patterns(".tmp"))
+        shutil.copytree(self.repository, place, ignore=shutil.ignore_patterns(".tmp", "log"))
+        # Last, so that what the copied position says is stored is in the copy.
+        for log in self.repository.glob("services/*/*/log"):
+            shutil.copytree(log, place / log.relative_to(self.repository))
 
     def write(self, name: str) -> None:
         """Commit a guest of this name."""

@@ -244,10 +244,18 @@ def test_from_overrides_the_configured_repository(alone: Dr) -> None:
     assert said.document["repository"] == str(alone.folder / "repository")
 
 
+@pytest.mark.parametrize("option", ["--to", "--outage-start"])
+def test_a_time_that_cannot_be_read_is_named_by_its_option(alone: Dr, option: str) -> None:
+    refused = alone("restore", "database", "--dry-run", "--json", option, "yesterday")
+
+    assert refused.code == 2
+    assert refused.document["error"]["message"].startswith(f'{option}: "yesterday" is not a moment')
+
+
 def test_a_repository_that_is_not_there_is_said(dr: Dr) -> None:
     refused = dr("restore", "database", "--target", dr.folder / "data", DR_REPOSITORY=dr.folder / "none")
 
-    assert refused.code == 1
+    assert refused.code == 2
     assert "there is no repository" in refused.err
 
 

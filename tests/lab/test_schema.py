@@ -10,6 +10,8 @@ from dr_pipelines.lab import schema
 
 from .conftest import Server
 
+pytestmark = pytest.mark.slow
+
 GUEST = "INSERT INTO guests (full_name, email, phone) VALUES ('Ana', 'ana@example.org', '1')"
 ROOM = "INSERT INTO rooms (number, kind, rate_cents) VALUES ('101', 'single', 9900)"
 STAY = (

@@ -20,6 +20,8 @@ from dr_pipelines.timing import wait_until
 
 from .conftest import Server
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 ON_MARKERS = "CREATE {kind} TRIGGER watch {when} INSERT ON markers {how} FOR EACH ROW EXECUTE FUNCTION watch()"
 

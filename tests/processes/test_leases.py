@@ -317,6 +317,7 @@ def test_what_was_renewed_is_not_reaped(timed: Leases, clock: FakeClock, log: Pa
     assert timed.alive(lease)
 
 
+@pytest.mark.slow
 def test_leases_are_kept_renewed_within_the_block_and_not_after(leases: Leases, log: Path) -> None:
     lease = sleeper(leases, log, ttl=timedelta(seconds=0))
     with leases.keep_renewed("me", timedelta(seconds=3)):
@@ -410,6 +411,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_no_process_is_without_its_lease_at_whatever_moment_the_parent_is_killed(
     leases: Leases, state: Path, another_python: AnotherPython
 ) -> None:
@@ -460,6 +462,7 @@ def test_a_process_that_a_killed_holder_had_begun_to_start_is_waited_for_and_end
     assert not timed.alive(lease)
 
 
+@pytest.mark.slow
 def test_a_lease_whose_holder_was_killed_before_the_start_is_ended_with_its_folder(
     timed: Leases, state: Path, log: Path
 ) -> None:

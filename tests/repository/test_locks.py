@@ -197,6 +197,7 @@ class SlowStore(FolderStore):
         self.clock.advance(12)
 
 
+@pytest.mark.slow
 def test_a_renewal_that_arrived_too_late_proves_nothing(tmp_path: Path) -> None:
     store = SlowStore(tmp_path)
     store.clock = FakeClock(NOON)
@@ -320,6 +321,7 @@ def tell(started: subprocess.Popen[str]) -> None:
     started.stdin.flush()
 
 
+@pytest.mark.slow
 def test_processes_that_race_for_a_lock_never_hold_it_at_once(url: str, request: pytest.FixtureRequest) -> None:
     with ExitStack() as stack:
         racers = [stack.enter_context(process(CONTEND, url, request)) for _ in range(3)]
@@ -338,6 +340,7 @@ def test_a_killed_holder_loses_the_lock_at_once(url: str, shared: Store, request
         assert wait_until(lambda: is_free(shared), timeout=20)
 
 
+@pytest.mark.slow
 def test_a_stopped_holder_loses_the_lock_in_time_and_knows_when_it_wakes(
     url: str, shared: Store, request: pytest.FixtureRequest
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_pipelines.errors import ConfigurationError, FormatTooNew, ObjectCorrupt, RepositoryError
+from dr_pipelines.errors import ConfigurationError, FormatTooNew, ObjectCorrupt, RepositoryError, RepositoryMissing
 from dr_pipelines.repository.repository import Repository, open_repository
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
@@ -47,7 +47,7 @@ def test_those_who_create_it_at_the_same_time_open_the_same(place: Place) -> Non
 
 def test_nothing_is_created_unasked(place: Place, tmp_path: Path) -> None:
     url, settings = place
-    with pytest.raises(RepositoryError, match="no repository in") as caught:
+    with pytest.raises(RepositoryMissing, match="no repository in") as caught:
         open_repository(url, settings=settings)
     assert "DR_REPOSITORY" in caught.value.hint and "dr backup full" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -58,7 +58,7 @@ def test_what_has_other_content_never_becomes_a_repository(repository: Repositor
     store.delete("dr-repository.json")
     store.put("holiday/photo.jpg", [b"x"])
     for create in (True, False):
-        with pytest.raises(RepositoryError, match="not empty: it has holiday/"):
+        with pytest.raises(RepositoryMissing, match="not empty: it has holiday/"):
             open_repository(place[0], settings=place[1], create=create)
     assert store.names("") == ["holiday/"]
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import SecretStr
 
-from dr_pipelines.errors import ObjectMissing, RepositoryError, RepositoryUnreachable
+from dr_pipelines.errors import ObjectMissing, RepositoryError, RepositoryMissing, RepositoryUnreachable
 from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.seaweed import ObjectStorage
 from dr_pipelines.repository.locks import hold
@@ -93,7 +93,7 @@ def test_a_bucket_that_is_missing_is_named_as_the_cause(object_storage: ObjectSt
 
 def test_a_missing_bucket_is_made_where_a_repository_is_to_be_created(s3_settings: Settings) -> None:
     url = f"s3://new-{secrets.token_hex(4)}"
-    with pytest.raises(RepositoryError, match="cannot use"):
+    with pytest.raises(RepositoryMissing, match="there is no repository in s3://new-"):
         open_repository(url, settings=s3_settings)
     made = open_repository(url, settings=s3_settings, create=True)
     assert open_repository(f"{url}/", settings=s3_settings).id == made.id

@@ -26,7 +26,7 @@ GOOD = {
 
 
 def request(**fields: str) -> RestoreRequest:
-    return read_request(**(GOOD | fields), plan=PLAN, now=NOW)
+    return read_request(**(GOOD | fields), plan=PLAN, now=NOW, called={})
 
 
 def test_a_form_that_is_filled_in() -> None:

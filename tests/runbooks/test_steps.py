@@ -97,6 +97,7 @@ def test_attempts_are_counted_over_runs(journal: Journal, clock: FakeClock, told
     assert "step prepare: started, attempt 2" in told.infos
 
 
+@pytest.mark.slow
 def test_it_warns_at_80_percent_of_its_budget_and_again_past_it(journal: Journal, clock: FakeClock, told: Told) -> None:
     with runner(journal, clock, told, assess=100).step("assess"):
         clock.advance(79)
