@@ -107,7 +107,7 @@ def test_an_empty_place_becomes_a_repository_only_where_that_is_said(dr: Dr) -> 
 
     refused = elsewhere("backup", "full", "database", DR_PLAN=PLAN)
 
-    assert refused.code == 1
+    assert refused.code == 2
     assert "is its disk mounted" in refused.err and "--create" in refused.err
     assert not any((dr.folder / "mount").iterdir())
 
