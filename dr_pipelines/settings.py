@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr | None = None
     dsn: Annotated[dict[str, SecretStr], Field(description="by service: how its server is reached")] = {}
     spool: Annotated[dict[str, Path], Field(description="by service: the folder archive_command puts segments in")] = {}
+    log: Annotated[
+        dict[str, Literal["archive", "stream"]],
+        Field(description="by service: archive (archive_command hands segments over; where left out) or stream"),
+    ] = {}
     postgres_bin: Annotated[Path | None, Field(description="folder of the PostgreSQL binaries to use")] = None
     server_user: Annotated[
         str | None, Field(description="as root: the user that servers run as; unset: postgres, else nobody")
@@ -88,6 +92,10 @@ class Settings(BaseSettings):
     def spool_of(self, service: str) -> Path:
         """The spool folder of a service."""
         return self.spool.get(service_key(service)) or self.state_dir / "spool" / service
+
+    def streams(self, service: str) -> bool:
+        """Whether the agent of a service takes the log from the server as it is written."""
+        return self.log.get(service_key(service)) == "stream"
 
     def as_environment(self) -> dict[str, str]:
         """The variables that make `load_settings` in another process read the same; holds secrets."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from dr_pipelines.agent.journal import say
 from dr_pipelines.engines.postgres.chain import by_segment
 from dr_pipelines.engines.postgres.log import Chain, Log, Stored
-from dr_pipelines.engines.postgres.position import Position, RecoveryPointTracker, Sample
+from dr_pipelines.engines.postgres.position import LogMode, Position, RecoveryPointTracker, Sample
 from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Segment, kind_of, parse_history, read_header
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing
 from dr_pipelines.repository.manifest import read_manifest
@@ -41,7 +41,9 @@ def _sample_of(position: Position) -> Sample | None:
 class Cluster:
     """One cluster's place in the repository, `services/<service>/<system identifier>`, seen from its agent."""
 
-    def __init__(self, service_store: Store, system_identifier: str, segment_size: int, clock: Clock) -> None:
+    def __init__(
+        self, service_store: Store, system_identifier: str, segment_size: int, clock: Clock, *, mode: LogMode
+    ) -> None:
         """Reads what an earlier agent left. Raises RepositoryError."""
         self.system_identifier, self.segment_size = system_identifier, segment_size
         self.log = Log(service_store.child(system_identifier))
@@ -50,7 +52,7 @@ class Cluster:
         self.problem: str | None = None
         self._pending: list[Sample] | None = []
         self._foreign: set[Segment] = set()
-        self._clock = clock
+        self._clock, self._mode = clock, mode
         self._stored_timeline = 0
         self._stale, self._refreshed_at = True, float("-inf")
         self._start: _Start | None = None
@@ -59,8 +61,9 @@ class Cluster:
         except ObjectCorrupt as error:
             say("position-unreadable", logging.WARNING, error=error)
             position = None
+        whole = mode is LogMode.ARCHIVE
         if position is None:
-            self._tracker = RecoveryPointTracker(segment_size)
+            self._tracker = RecoveryPointTracker(segment_size, whole_segments=whole)
         else:
             self.stored_end = position.stored_end
             self.sample = _sample_of(position)
@@ -70,6 +73,7 @@ class Cluster:
                 recovery_lsn=position.recovery_lsn,
                 quiet_xid=position.quiet_xid,
                 timeline=position.timeline,
+                whole_segments=whole,
             )
         self.refresh()
 
@@ -133,15 +137,18 @@ class Cluster:
         kind = kind_of(name)
         if kind is FileKind.HISTORY:
             parse_history(raw.decode(errors="replace"))
-        if kind not in (FileKind.SEGMENT, FileKind.PARTIAL):
-            return
-        header = read_header(raw)
+        if kind in (FileKind.SEGMENT, FileKind.PARTIAL):
+            self.check_head(name, raw, len(raw))
+
+    def check_head(self, name: str, head: bytes, size: int) -> None:
+        """The same for a segment, also one that is not full, of `size` bytes that begins with `head`."""
+        header = read_header(head)
         if header.system_identifier != self.system_identifier:
             raise ObjectConflict(
                 f"{name} is of the cluster {header.system_identifier}, this is {self.system_identifier}",
                 hint="does another server archive into this spool? move the file away",
             )
-        header.check(name, len(raw))
+        header.check(name, size)
 
     def stored(self, name: str) -> None:
         """A file of the log is in the repository now."""
@@ -150,8 +157,17 @@ class Cluster:
         if kind_of(name) is not FileKind.SEGMENT:
             return
         segment = Segment.of_name(name, self.segment_size)
-        if self.stored_end == segment.start and segment.timeline == self._stored_timeline and self.problem is None:
-            self._reached(segment.end, segment.timeline)
+        self.received(segment, segment.size)
+        if self._mode is LogMode.STREAM:
+            # Where an agent was killed before this, the file is still there, and comes here again.
+            self.log.drop_chunks(name)
+
+    def received(self, segment: Segment, size: int) -> None:
+        """The first `size` bytes of a segment are in the repository now."""
+        end = segment.start + size
+        leads_on = self.stored_end is not None and segment.start <= self.stored_end <= end
+        if leads_on and segment.timeline == self._stored_timeline and self.problem is None:
+            self._reached(end, segment.timeline)
         else:
             self._stale = True
 

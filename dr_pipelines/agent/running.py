@@ -1,7 +1,8 @@
 """The agent's loop: take from the spool, store, remove, and say how far the repository reaches.
 
-A file leaves the spool only after the repository has confirmed that it holds it, and storing the same file again
-changes nothing; so the agent may be killed at any moment and goes on where it was.
+Where the log is streamed, the spool is also where the receiver writes, and what is not full yet is stored too. A file
+leaves the spool only after the repository has confirmed that it holds it, and storing the same file again changes
+nothing; so the agent may be killed at any moment and goes on where it was.
 """
 
 import logging
@@ -15,12 +16,14 @@ from pathlib import Path
 from dr_pipelines import __version__
 from dr_pipelines.agent.cluster import Cluster
 from dr_pipelines.agent.journal import say
+from dr_pipelines.agent.receiver import Stream
 from dr_pipelines.agent.sampler import Sampler
 from dr_pipelines.agent.spool import Spool, Waiting
+from dr_pipelines.agent.streaming import Streaming
 from dr_pipelines.engines.postgres.log import Log
-from dr_pipelines.engines.postgres.position import Position, ServerState
+from dr_pipelines.engines.postgres.position import LogMode, Position, ServerState
 from dr_pipelines.engines.postgres.wal import HEADER_BYTES, FileKind, kind_of, read_header
-from dr_pipelines.errors import ObjectConflict, ObjectCorrupt, RepositoryError
+from dr_pipelines.errors import ConfigurationError, ObjectConflict, ObjectCorrupt, RepositoryError
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import Clock, Stopwatch
 
@@ -56,6 +59,15 @@ class AgentOptions:
     heartbeat: float = 5.0
     level: int = 1
     """How hard zstd tries, 1 to 19."""
+    stream: Stream | None = None
+    """How the log is taken from the server; None: it comes into the spool by archive_command."""
+
+    def __post_init__(self) -> None:
+        if self.stream is not None and self.dsn is None:
+            raise ConfigurationError(
+                f"the log of {self.service} cannot be streamed: nobody said how its server is reached",
+                hint="DR_DSN__<SERVICE>; or let archive_command hand the log over",
+            )
 
 
 def run_agent(options: AgentOptions, *, clock: Clock, stop: threading.Event) -> None:
@@ -64,16 +76,22 @@ def run_agent(options: AgentOptions, *, clock: Clock, stop: threading.Event) -> 
     Nothing that happens to the server, the repository or a file ends it. Raises Locked where another agent works on
     this spool, and ConfigurationError where the spool or the connection string cannot be used at all.
     """
-    sampler = Sampler(options.dsn, clock=clock, stop=stop, every=options.sample_every) if options.dsn else None
+    slot = options.stream.slot if options.stream else None
+    sampler = (
+        Sampler(options.dsn, clock=clock, stop=stop, every=options.sample_every, slot=slot) if options.dsn else None
+    )
     spool = Spool(options.spool)
     with spool.hold():
         say("started", service=options.service, spool=options.spool, repository=options.store.url)
         if sampler:
             sampler.start()
         agent = _Agent(options, spool, sampler, clock, stop)
-        while not stop.is_set():
-            agent.turn()
-            stop.wait(options.poll)
+        try:
+            while not stop.is_set():
+                agent.turn()
+                stop.wait(options.poll)
+        finally:
+            agent.stop_receiving()
         agent.last_turn()
         say("stopped", service=options.service)
 
@@ -91,6 +109,7 @@ class _Agent:
         self._options, self._spool, self._sampler, self._clock, self._stop = options, spool, sampler, clock, stop
         self._began_at = clock.monotonic()
         self._cluster: Cluster | None = None
+        self._streaming = Streaming(options.stream, options.dsn or "", clock) if options.stream else None
         self._waiting: tuple[Waiting, ...] = ()
         self._problems: dict[str, str] = {}
         self._refused: dict[str, _Refused] = {}
@@ -99,6 +118,7 @@ class _Agent:
         self._told_at, self._untold = float("-inf"), False
         self._asked_at = float("-inf")
         self._give_up_at: float | None = None
+        self._has_switched = False
 
     def turn(self) -> None:
         """One look at everything."""
@@ -108,6 +128,7 @@ class _Agent:
         try:
             self._find_cluster()
             self._ship_all()
+            self._ship_unfinished()
             if self._cluster is not None:
                 self._cluster.refresh_where_due()
                 self._note("log", self._cluster.problem)
@@ -125,6 +146,11 @@ class _Agent:
         """Ship what is there and say where we are, whatever pause is under way."""
         self._retry_at, self._untold = float("-inf"), True
         self.turn()
+
+    def stop_receiving(self) -> None:
+        """Nothing more comes; what came is for the last turn."""
+        if self._streaming is not None:
+            self._streaming.end()
 
     def _look_into_spool(self) -> None:
         try:
@@ -151,8 +177,10 @@ class _Agent:
         if self._cluster is not None or not self._may_ask_others():
             return
         for file in self._waiting:
-            if kind_of(file.name) is FileKind.SEGMENT and self._open_by_header(file):
+            if kind_of(file.name) is FileKind.SEGMENT and self._open_by_header(file.folder / file.name):
                 return
+        if self._streaming is not None and any(map(self._open_by_header, self._spool.received().values())):
+            return
         if self._clock.monotonic() - self._asked_at >= self._options.heartbeat:
             self._asked_at = self._clock.monotonic()
             self._open_only_one()
@@ -164,8 +192,11 @@ class _Agent:
         for answer in self._sampler.drain():
             if self._cluster is None or self._cluster.system_identifier != answer.system_identifier:
                 self._open_cluster(answer.system_identifier, answer.segment_size)
-            assert self._cluster is not None
+            if self._cluster is None:
+                continue
             self._cluster.add(answer.sample)
+            if self._streaming is not None:
+                self._streaming.follow(answer)
         self._note("server", self._sampler.problem)
 
     def _may_ask_others(self) -> bool:
@@ -173,9 +204,10 @@ class _Agent:
             return True
         return self._stop.is_set() or self._clock.monotonic() - self._began_at > _FIRST_ANSWER
 
-    def _open_by_header(self, file: Waiting) -> bool:
+    def _open_by_header(self, path: Path) -> bool:
         try:
-            header = read_header(self._spool.head(file, HEADER_BYTES))
+            with open(path, "rb") as file:
+                header = read_header(file.read(HEADER_BYTES))
         except (ObjectCorrupt, OSError):
             return False
         self._open_cluster(header.system_identifier, header.segment_size)
@@ -191,13 +223,39 @@ class _Agent:
             self._open_cluster(known[0], position.segment_size)
 
     def _open_cluster(self, system_identifier: str, segment_size: int) -> None:
-        self._cluster = Cluster(self._options.store, system_identifier, segment_size, self._clock)
+        mode = LogMode.STREAM if self._streaming is not None else LogMode.ARCHIVE
+        cluster = Cluster(self._options.store, system_identifier, segment_size, self._clock, mode=mode)
+        if self._streaming is not None:
+            try:
+                folder = self._spool.open_receiving(system_identifier)
+            except OSError as error:
+                self._note("folder", f"nothing can be received into {self._spool.folder}: {error.strerror}")
+                return
+            self._note("folder", None)
+            self._streaming.open(cluster, folder, self._options.level)
+        self._cluster = cluster
         self._refused.clear()
         self._untold = True
-        say("cluster", system_identifier=system_identifier, stored_end=self._cluster.stored_end)
+        say("cluster", system_identifier=system_identifier, stored_end=cluster.stored_end)
+
+    def _ship_unfinished(self) -> None:
+        """Where the log is streamed: what has come of the segments that are not full."""
+        if self._streaming is None or self._cluster is None:
+            return
+        try:
+            # A new timeline's history has just been stored: it leads on only with what is on that timeline.
+            shipped = self._streaming.ship(at_once=self._stop.is_set() or self._has_switched)
+        except (ObjectConflict, ObjectCorrupt, OSError) as error:
+            self._note("unfinished", f"a segment that is not full stays where it was received: {error}")
+        else:
+            self._note("unfinished", None)
+            self._untold |= bool(shipped)
+        for about, problem in self._streaming.problems(self._sampler).items():
+            self._note(about, problem)
 
     def _ship_all(self) -> None:
         cluster = self._cluster
+        self._has_switched = any(kind_of(file.name) is FileKind.HISTORY for file in self._waiting)
         for file in self._waiting:
             # A server that was replaced meanwhile makes the rest another cluster's.
             if cluster is None or cluster is not self._cluster or self._out_of_time():
@@ -276,6 +334,8 @@ class _Agent:
             timeline=sample.timeline if sample else None,
             segment_size=cluster.segment_size,
             stored_end=cluster.stored_end,
+            mode=LogMode.STREAM if self._streaming is not None else LogMode.ARCHIVE,
+            drained=self._streaming is not None and not self._waiting and self._streaming.drained(self._sampler),
             recovery_point=cluster.recovery_point,
             recovery_lsn=cluster.recovery_lsn,
             quiet_xid=cluster.quiet_xid,

@@ -16,7 +16,7 @@ from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.errors import ConfigurationError
 from dr_pipelines.timing import Clock
 
-__all__ = ["Answer", "Sampler", "ask"]
+__all__ = ["Answer", "Sampler", "Slot", "ask"]
 
 _PATIENCE = 5.0
 """Seconds after its last answer from which on a server counts as away."""
@@ -25,21 +25,43 @@ _Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """What the server says of the replication slot that a receiver takes the log through."""
+
+    received: Lsn | None
+    """Up to here the receiver has said that it has the log on disk; None also where the role may not see it."""
+    active: bool
+    """A receiver is connected."""
+    wal_status: str | None
+    """`reserved`, `extended`, `unreserved` or `lost` (pg_replication_slots)."""
+    held_bytes: int
+    """How much of the log the server keeps for it."""
+    room_bytes: int | None
+    """How much more it may hold before the server lets go of it; None: there is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the server said: who it is, and where it stands."""
 
+    major: int
     system_identifier: str
     segment_size: int
     sample: Sample
+    asked_at: float
+    """By the asking process's monotonic clock, in seconds, before the server was asked."""
+    slot: Slot | None = None
+    """None where none was asked for, or there is none of that name."""
 
 
-def ask(connection: _Connection) -> Answer:
+def ask(connection: _Connection, clock: Clock, slot: str | None = None) -> Answer:
     """Ask once. Raises psycopg.Error, also of a standby, which has no insert position.
 
     The order is what makes a sample a proof: first the clock, then the snapshot (taken as the second statement begins),
     then the position. So what was acknowledged before the clock was read is before the position; and what has a number
     below the snapshot's and is not under way in it is before the position too.
     """
+    asked_at = clock.monotonic()
     (moment,) = _row(connection, "SELECT clock_timestamp()")
     lowest, following, lsn, file, system, size = _row(
         connection,
@@ -56,7 +78,23 @@ def ask(connection: _Connection) -> Answer:
         next_xid=int(following),
         quiet=lowest == following,
     )
-    return Answer(system, int(size), sample)
+    major = connection.info.server_version // 10000
+    return Answer(major, system, int(size), sample, asked_at, _slot(connection, slot) if slot else None)
+
+
+def _slot(connection: _Connection, name: str) -> Slot | None:
+    # What the connected receiver said itself, and not restart_lsn: that may be what an earlier one had elsewhere.
+    found = connection.execute(
+        "SELECT receiver.flush_lsn::text, slot.active, slot.wal_status,"
+        " pg_wal_lsn_diff(pg_current_wal_lsn(), slot.restart_lsn)::bigint, slot.safe_wal_size"
+        " FROM pg_replication_slots slot LEFT JOIN pg_stat_replication receiver ON receiver.pid = slot.active_pid"
+        " WHERE slot_name = %s",
+        (name,),
+    ).fetchone()
+    if found is None:
+        return None
+    received, active, status, held, room = found
+    return Slot(Lsn.parse(received) if received else None, active, status, max(int(held or 0), 0), room)
 
 
 def _row(connection: _Connection, query: str) -> tuple[Any, ...]:
@@ -68,7 +106,7 @@ def _row(connection: _Connection, query: str) -> tuple[Any, ...]:
 class Sampler(threading.Thread):
     """Collects answers until `stop`, connecting again whenever the connection is lost."""
 
-    def __init__(self, dsn: str, *, clock: Clock, stop: threading.Event, every: float) -> None:
+    def __init__(self, dsn: str, *, clock: Clock, stop: threading.Event, every: float, slot: str | None = None) -> None:
         super().__init__(name="sampler", daemon=True)
         try:
             psycopg.conninfo.conninfo_to_dict(dsn)
@@ -77,7 +115,7 @@ class Sampler(threading.Thread):
             raise ConfigurationError(
                 "the server's connection string cannot be read", hint="see DR_DSN__<SERVICE>"
             ) from None
-        self._dsn, self._clock, self._stop_event, self._every = dsn, clock, stop, every
+        self._dsn, self._clock, self._stop_event, self._every, self._slot = dsn, clock, stop, every, slot
         self._answers: deque[Answer] = deque(maxlen=3600)
         self._answered_at: float | None = None
         self._error: str | None = None
@@ -126,6 +164,6 @@ class Sampler(threading.Thread):
 
     def _ask_until_stopped(self, connection: _Connection) -> None:
         while not self._stop_event.is_set():
-            self._answers.append(ask(connection))
+            self._answers.append(ask(connection, self._clock, self._slot))
             self._answered_at, self._error = self._clock.monotonic(), None
             self._stop_event.wait(self._every)

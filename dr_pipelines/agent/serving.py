@@ -6,19 +6,25 @@ import signal
 import threading
 
 from dr_pipelines.agent.journal import configure, say
+from dr_pipelines.agent.receiver import Stream, slot_of
 from dr_pipelines.agent.running import AgentOptions, run_agent
 from dr_pipelines.errors import ConfigurationError, DrError, RepositoryError
+from dr_pipelines.processes.postgres import find_client_binaries
 from dr_pipelines.repository.repository import Repository, open_repository
 from dr_pipelines.settings import Settings, load_settings
 from dr_pipelines.timing import SystemClock
 
 __all__ = ["serve"]
 
+_STREAM_SAMPLES = 0.5
+"""Seconds between two questions to a server whose log is streamed: what is stored is proven by the next."""
 
-def serve(service: str, *, sandbox: str | None = None) -> int:
+
+def serve(service: str, *, sandbox: str | None = None, stream: bool = False) -> int:
     """Run the agent of a service until SIGTERM or SIGINT; returns the exit code. Must be called in the main thread.
 
-    With `sandbox` it works on the repository of that name inside the repository, as a drill's agent does.
+    It streams the log where the settings say so for this service, or with `stream`. With `sandbox` it works on the
+    repository of that name inside the repository, as a drill's agent does.
     """
     configure()
     stop = threading.Event()
@@ -34,12 +40,18 @@ def serve(service: str, *, sandbox: str | None = None) -> int:
                 store=repository.service(service),
                 dsn=settings.dsn_of(service),
                 level=settings.compression_level,
+                stream=_stream(settings, service) if stream or settings.streams(service) else None,
+                sample_every=_STREAM_SAMPLES if stream or settings.streams(service) else 1.0,
             )
             run_agent(options, clock=SystemClock(), stop=stop)
     except DrError as error:
         say("failed", logging.ERROR, code=error.code, error=str(error))
         return error.exit_code
     return 0
+
+
+def _stream(settings: Settings, service: str) -> Stream:
+    return Stream(lambda major: find_client_binaries(settings, major), slot_of(service))
 
 
 def _open_with_patience(settings: Settings, sandbox: str | None, stop: threading.Event) -> Repository | None:

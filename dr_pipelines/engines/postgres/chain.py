@@ -24,6 +24,8 @@ class StoredSegment:
     name: str
     stored_bytes: int
     stored_at: datetime
+    reaches: int | None = None
+    """How many bytes from its beginning are stored where it is not full yet; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +80,25 @@ def follow(
         (segment for segment in segments if segment.number >= first and segment == _at(segment.number, path, size)),
         key=lambda segment: segment.number,
     )
-    unbroken = list(_unbroken(first, on_path))
+    unbroken = list(_unbroken(first, on_path, segments))
+    # Where something follows one that is not full, the rest of that one is missing.
+    whole = [segment for segment in on_path if segments[segment].reaches is None or segment == on_path[-1]]
     last = segments[unbroken[-1]] if unbroken else None
     wanted = sorted(number for number in histories if number <= path[-1][0])
     return Chain(
         start=start,
-        end=unbroken[-1].end if unbroken else start,
+        end=max(start, _end(unbroken[-1], segments)) if unbroken else start,
         timeline=unbroken[-1].timeline if unbroken else timeline,
         files=tuple(f"{number:08X}.history" for number in wanted) + tuple(segment.name for segment in unbroken),
         end_stored_at=last.stored_at if last else None,
         newest=on_path[-1].name if on_path else None,
-        holes=tuple(_holes(first, on_path, path, size)),
+        holes=tuple(_holes(first, whole, path, size)),
     )
+
+
+def _end(segment: Segment, segments: Mapping[Segment, StoredSegment]) -> Lsn:
+    reaches = segments[segment].reaches
+    return segment.end if reaches is None else segment.start + reaches
 
 
 Path = tuple[tuple[int, int], ...]
@@ -113,11 +122,13 @@ def _at(number: int, path: Path, size: int) -> Segment:
     return Segment(next(timeline for timeline, begin in reversed(path) if begin <= number), number, size)
 
 
-def _unbroken(first: int, on_path: Iterable[Segment]) -> Iterator[Segment]:
+def _unbroken(first: int, on_path: Iterable[Segment], segments: Mapping[Segment, StoredSegment]) -> Iterator[Segment]:
     for expected, segment in enumerate(on_path, first):
         if segment.number != expected:
             return
         yield segment
+        if segments[segment].reaches is not None:
+            return
 
 
 def _holes(first: int, on_path: list[Segment], path: Path, size: int) -> Iterator[Hole]:

@@ -1,16 +1,28 @@
 """The continuous log of one PostgreSQL cluster in the repository: `log/<timeline>/<file name>`, and `position.json`.
 
 Every file is stored once, compressed and hashed, under the name that PostgreSQL gave it, and never replaced: a second
-one of that name is either the same or an error. Clusters do not mix, since the place is that of one system identifier.
+one of that name is either the same or an error. Of a segment that is not full yet chunks may be there; once it is
+stored whole, they mean nothing. Clusters do not mix, since the place is that of one system identifier.
 """
 
+from collections import defaultdict
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import ValidationError
 
 from dr_pipelines.engines.postgres.chain import Chain, StoredSegment, follow
+from dr_pipelines.engines.postgres.chunks import SUFFIX, Chunk, covering, reach
 from dr_pipelines.engines.postgres.position import POSITION_VERSION, Position
-from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Switch, kind_of, parse_history, timeline_of
+from dr_pipelines.engines.postgres.wal import (
+    FileKind,
+    Lsn,
+    Switch,
+    kind_of,
+    parse_history,
+    read_header,
+    timeline_of,
+)
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, UsageError
 from dr_pipelines.repository.envelope import unwrap, wrap
 from dr_pipelines.repository.sealed import seal, unseal
@@ -20,6 +32,8 @@ __all__ = ["POSITION_KEY", "Chain", "Log", "Stored", "StoredSegment"]
 
 POSITION_KEY = "position.json"
 _LARGEST = 1 << 30
+_ATTEMPTS = 5
+"""How often chunks are looked for that went while they were read: something that holds more is in their place."""
 
 
 class Stored(StrEnum):
@@ -57,16 +71,76 @@ class Log:
         return Stored.SAME
 
     def has(self, name: str) -> bool:
-        """Whether a file of this name is stored."""
+        """Whether a file of this name is stored, whole."""
         return self.store.info(_key(name)) is not None
 
     def fetch(self, name: str) -> bytes:
-        """A file of the log as PostgreSQL handed it over. Raises ObjectMissing, ObjectCorrupt."""
-        with self.store.open(_key(name)) as stream:
-            return unwrap(stream, max_raw=_LARGEST)[1]
+        """A file of the log as PostgreSQL handed it over; a segment of which chunks are stored has zeros behind them.
+
+        That is what a segment holds that is not full, and where a replay of it ends. Raises ObjectMissing,
+        ObjectCorrupt.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._fetch(name)
+            except ObjectMissing:
+                if not self.chunks(name) and not self.has(name):
+                    raise
+        return self._fetch(name)
+
+    def _fetch(self, name: str) -> bytes:
+        if kind_of(name) is not FileKind.SEGMENT or self.has(name) or not (cover := self.chunks(name)):
+            with self.store.open(_key(name)) as stream:
+                return unwrap(stream, max_raw=_LARGEST)[1]
+        raw = self.fetch_chunks(name, cover)
+        return raw.ljust(read_header(raw).segment_size, b"\0")
+
+    def put_chunk(self, name: str, chunk: Chunk, raw: bytes, *, level: int = 1) -> Stored:
+        """Store a chunk of the segment `name`, durably. Raises as `put` does."""
+        key = f"{_chunks_key(name)}{chunk.name}"
+        if self.store.put_if_absent(key, wrap(raw, level=level).chunks):
+            return Stored.NEW
+        with self.store.open(key) as stream:
+            content = unwrap(stream, max_raw=_LARGEST)[1]
+        if content != raw:
+            raise ObjectConflict(
+                f"bytes {chunk.name} of {name} are stored already, with other content",
+                hint=f"does a second server's log go to {self.store.url}?",
+            )
+        return Stored.SAME
+
+    def chunks(self, name: str) -> tuple[Chunk, ...]:
+        """The chunks of a segment that lead from its beginning as far as there are any."""
+        return covering(self._all_chunks(name))
+
+    def _all_chunks(self, name: str) -> list[Chunk]:
+        found = (Chunk.of_name(entry) for entry in self.store.names(_chunks_key(name)))
+        return [chunk for chunk in found if chunk is not None]
+
+    def fetch_chunks(self, name: str, cover: tuple[Chunk, ...]) -> bytes:
+        """What the chunks of a cover hold, from the segment's beginning on. Raises ObjectMissing, ObjectCorrupt."""
+        raw = bytearray()
+        for chunk in cover:
+            key = f"{_chunks_key(name)}{chunk.name}"
+            with self.store.open(key) as stream:
+                content = unwrap(stream, max_raw=_LARGEST)[1]
+            if len(content) != chunk.size:
+                raise ObjectCorrupt(f"{key} holds {len(content)} bytes, its name says {chunk.size}")
+            raw[chunk.start :] = content
+        return bytes(raw)
+
+    def drop_chunks(self, name: str, keep: tuple[Chunk, ...] = ()) -> None:
+        """Remove a segment's chunks but those to `keep`: for whoever stored what takes their place."""
+        for chunk in self._all_chunks(name):
+            if chunk not in keep:
+                self.drop_chunk(name, chunk)
+
+    def drop_chunk(self, name: str, chunk: Chunk) -> None:
+        """Remove one chunk, where another one holds what it held."""
+        self.store.delete(f"{_chunks_key(name)}{chunk.name}")
 
     def segments(self) -> tuple[StoredSegment, ...]:
-        """The segments that are stored, sorted by name: by timeline, then by position."""
+        """The segments that are stored, whole or in part, sorted by name: by timeline, then by position."""
         return self._listing()[0]
 
     def chain(self, start: Lsn, timeline: int, segment_size: int) -> Chain:
@@ -93,16 +167,26 @@ class Log:
         self.store.put(POSITION_KEY, [seal(position.model_dump(mode="json"))])
 
     def _listing(self) -> tuple[tuple[StoredSegment, ...], tuple[str, ...]]:
-        segments: list[StoredSegment] = []
+        segments: dict[str, StoredSegment] = {}
         histories: list[str] = []
+        chunks: defaultdict[str, list[tuple[Chunk, int, datetime]]] = defaultdict(list)
         for found in self.store.list("log/"):
-            name = found.key.rpartition("/")[2]
-            kind = kind_of(name)
+            folder, _, name = found.key.rpartition("/")
+            kind, chunk = kind_of(name), Chunk.of_name(name)
             if kind is FileKind.SEGMENT:
-                segments.append(StoredSegment(name, found.size, found.modified))
+                segments[name] = StoredSegment(name, found.size, found.modified)
             elif kind is FileKind.HISTORY:
                 histories.append(name)
-        return tuple(sorted(segments, key=lambda segment: segment.name)), tuple(histories)
+            elif chunk is not None and folder.endswith(SUFFIX):
+                segment = folder.rpartition("/")[2].removesuffix(SUFFIX)
+                chunks[segment].append((chunk, found.size, found.modified))
+        for segment, pieces in chunks.items():
+            cover = covering(chunk for chunk, _, _ in pieces)
+            if cover and kind_of(segment) is FileKind.SEGMENT and segment not in segments:
+                size = sum(size for chunk, size, _ in pieces if chunk in cover)
+                newest = max(modified for chunk, _, modified in pieces if chunk in cover)
+                segments[segment] = StoredSegment(segment, size, newest, reach(cover))
+        return tuple(segments[name] for name in sorted(segments)), tuple(histories)
 
     def _histories(self, names: tuple[str, ...]) -> dict[int, tuple[Switch, ...]]:
         return {timeline_of(name): self._history(name) for name in names}
@@ -122,3 +206,9 @@ def _key(name: str) -> str:
     if kind_of(name) is None:
         raise UsageError(f'"{name}" is not the name of a file that PostgreSQL archives')
     return f"log/{name[:8]}/{name}"
+
+
+def _chunks_key(name: str) -> str:
+    if kind_of(name) is not FileKind.SEGMENT:
+        raise UsageError(f'"{name}" is not the name of a segment')
+    return f"log/{name[:8]}/{name}{SUFFIX}/"

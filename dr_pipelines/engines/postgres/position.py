@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Plai
 
 from dr_pipelines.engines.postgres.wal import Lsn, Segment, settled
 
-__all__ = ["POSITION_VERSION", "Position", "RecoveryPointTracker", "Sample", "ServerState"]
+__all__ = ["POSITION_VERSION", "LogMode", "Position", "RecoveryPointTracker", "Sample", "ServerState"]
 
 POSITION_VERSION = 1
 
@@ -33,6 +33,15 @@ class ServerState(StrEnum):
     AWAY = "away"
 
 
+class LogMode(StrEnum):
+    """How a server's log comes to its agent."""
+
+    ARCHIVE = "archive"
+    """archive_command puts each segment that is full into the spool."""
+    STREAM = "stream"
+    """A receiver takes it from the server as it is written."""
+
+
 class Position(BaseModel):
     """What the agent knew at `heartbeat_at`: the document position.json beside the log."""
 
@@ -48,6 +57,10 @@ class Position(BaseModel):
     segment_size: int | None = None
     stored_end: LsnText | None = None
     """Where the unbroken log in the repository ends."""
+    mode: LogMode = LogMode.ARCHIVE
+    """How the log comes to the agent."""
+    drained: bool = False
+    """Nothing more comes from this server until it is back, and what had come is stored."""
     recovery_point: AwareDatetime | None = None
     """Everything that was acknowledged before is in the stored log (restoring it takes a backup too). None: unknown."""
     recovery_lsn: LsnText | None = None
@@ -81,8 +94,9 @@ class Sample:
 class RecoveryPointTracker:
     """Turns samples and the end of the stored log into the recovery point.
 
-    Of the samples whose position lies in one segment only the newest can matter, since the stored log grows by whole
-    segments; so memory is one sample for each segment that is not stored yet, and at most `limit`.
+    A sample waits for the stored log to reach what it needs: its position, or, where the log grows by whole segments,
+    the end of the segment that this is in. Of the samples that need the same only the newest can matter; so memory is
+    one sample for each segment that is not stored yet, or for each position, and at most `limit`.
 
     An idle server still writes now and then (a checkpoint), too little to fill a segment and nothing that PostgreSQL
     switches segments for. So a second proof: where nothing was under way at a stored sample, and the next transaction's
@@ -98,11 +112,13 @@ class RecoveryPointTracker:
         recovery_lsn: Lsn | None = None,
         quiet_xid: int | None = None,
         timeline: int | None = None,
+        whole_segments: bool = True,
         limit: int = 4096,
     ) -> None:
-        self._size, self._limit = segment_size, limit
+        self._size, self._limit, self._whole_segments = segment_size, limit, whole_segments
         self._timeline = timeline
-        self._waiting: dict[Segment, Sample] = {}
+        self._waiting: dict[Lsn, Sample] = {}
+        """By what they need; all are of the newest one's timeline."""
         self.recovery_point = recovery_point
         self.recovery_lsn = recovery_lsn
         self.quiet_xid = quiet_xid
@@ -115,9 +131,10 @@ class RecoveryPointTracker:
             self._waiting.clear()
             self.quiet_xid = None
             self._timeline = sample.timeline
-        end = settled(sample.lsn, self._size)
-        segment = Segment.before(end, sample.timeline, self._size)
-        self._waiting[segment] = sample
+        needs = settled(sample.lsn, self._size)
+        if self._whole_segments:
+            needs = Segment.before(needs, sample.timeline, self._size).end
+        self._waiting[needs] = sample
         if len(self._waiting) > self._limit:
             # The second oldest: the oldest is what the next stored segment will prove.
             del self._waiting[sorted(self._waiting)[1]]
@@ -138,9 +155,10 @@ class RecoveryPointTracker:
         if self._stored is None:
             return
         timeline, end = self._stored
-        done = [segment for segment in self._waiting if segment.timeline == timeline and segment.end <= end]
-        for segment in sorted(done):
-            sample = self._waiting.pop(segment)
+        if timeline != self._timeline:
+            return
+        for needs in sorted(lsn for lsn in self._waiting if lsn <= end):
+            sample = self._waiting.pop(needs)
             self._advance(sample.at)
             self.recovery_lsn = settled(sample.lsn, self._size)
             self.quiet_xid = sample.next_xid if sample.quiet else None

@@ -119,3 +119,30 @@ def test_any_segment_size_is_followed(size: int) -> None:
     names = [Segment(1, number, size) for number in range(4090, 4100)]
     segments = [StoredSegment(segment.name, 1, NOON) for segment in names]
     assert follow(names[0].start, 1, size, segments, {}).end == names[-1].end
+
+
+def partial(number: int, reaches: int, timeline: int = 1) -> StoredSegment:
+    return StoredSegment(name(number, timeline), 1000, NOON + timedelta(minutes=number), reaches)
+
+
+def test_a_segment_that_is_not_full_is_the_end_of_the_chain() -> None:
+    chain = follow(at(3.5), 1, SIZE, [*stored([3, 4]), partial(5, 4096)], {})
+    assert (chain.end, chain.holes, chain.newest) == (at(5) + 4096, (), name(5))
+    assert chain.files == (name(3), name(4), name(5))
+
+
+def test_what_follows_a_segment_that_is_not_full_cannot_be_reached() -> None:
+    chain = follow(at(3), 1, SIZE, [*stored([3, 5, 6]), partial(4, 4096)], {})
+    assert chain.end == at(4) + 4096
+    assert chain.missing == (name(4),)
+    assert chain.files == (name(3), name(4))
+
+
+def test_a_chain_that_begins_behind_what_is_there_of_its_segment_is_empty() -> None:
+    assert follow(at(3.5), 1, SIZE, [partial(3, 4096)], {}).end == at(3.5)
+
+
+def test_the_unfinished_segment_of_a_timeline_that_was_left_is_no_hole() -> None:
+    both = [*stored([1, 2, 3]), partial(4, 4096), *stored([4, 5], 2), partial(6, 100, 2)]
+    chain = follow(at(1), 1, SIZE, both, {2: (Switch(1, at(4.25), "promoted"),)})
+    assert (chain.end, chain.timeline, chain.holes) == (at(6) + 100, 2, ())
