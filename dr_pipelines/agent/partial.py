@@ -1,8 +1,8 @@
 """Segments that a receiver still writes, shipped in chunks.
 
 A receiver makes each new file full of zeros and writes it from its beginning on. So where the last byte is that is not
-zero, all before it have been written: it is looked for first, and what lies before it is read after that. Trailing
-zeros of the log itself count as written as soon as the server says that the receiver has them.
+zero, all before it have been written: it is looked for first, and what lies before it is read after that. The log's own
+last bytes may be zeros too: where nothing has come since the last look, the last record says itself where it ends.
 """
 
 import os
@@ -11,13 +11,12 @@ from pathlib import Path
 
 from dr_pipelines.agent.cluster import Cluster
 from dr_pipelines.engines.postgres.chunks import Chunk, next_start, reach
-from dr_pipelines.engines.postgres.wal import HEADER_BYTES, Lsn, Segment
+from dr_pipelines.engines.postgres.wal import HEADER_BYTES, PAGE, Segment, record_end
 from dr_pipelines.errors import ObjectConflict
 
 __all__ = ["SUFFIX", "Partials"]
 
 SUFFIX = ".partial"
-_PAGE = 8192
 
 
 class Partials:
@@ -28,9 +27,11 @@ class Partials:
         self._covers: dict[str, tuple[Chunk, ...]] = {}
         self._uncompared: dict[str, bytes] = {}
         """What an earlier agent stored of a segment, until all of that has been received here too and is the same."""
+        self._ends: dict[str, int] = {}
+        """Where the content ended at the last look."""
 
-    def ship(self, received: Lsn | None) -> int:
-        """Store what was received since; returns the bytes. `received` is what the server last said of the receiver.
+    def ship(self) -> int:
+        """Store what was received since; returns the bytes.
 
         Raises ObjectCorrupt and ObjectConflict for a file that has no place in this cluster's log, RepositoryError and
         OSError.
@@ -39,8 +40,8 @@ class Partials:
         for name in self._covers.keys() - set(names):
             del self._covers[name]
             self._uncompared.pop(name, None)
-        # What the server says is of the timeline that it is on now.
-        return sum(self._ship(name, received if name == names[-1] else None) for name in names)
+            self._ends.pop(name, None)
+        return sum(map(self._ship, names))
 
     def names(self) -> list[str]:
         """The segments that are not full, oldest timeline first."""
@@ -53,7 +54,7 @@ class Partials:
             with suppress(FileNotFoundError):
                 (self._folder / f"{name}{SUFFIX}").unlink()
 
-    def _ship(self, name: str, received: Lsn | None) -> int:
+    def _ship(self, name: str) -> int:
         segment = Segment.of_name(name, self._cluster.segment_size)
         try:
             file = os.open(self._folder / f"{name}{SUFFIX}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -65,9 +66,11 @@ class Partials:
                 self._look_up(name)
             self._compare(name, file)
             cover = self._covers[name]
-            end = _content_end(file, segment.size, reach(cover))
-            if received is not None and segment.start < received < segment.end:
-                end = max(end, received - segment.start)
+            end = _content_end(file, segment.size)
+            if end == self._ends.get(name):
+                end = _with_trailing_zeros(file, end)
+            else:
+                self._ends[name] = end
             if end <= reach(cover):
                 return 0
             chunk = Chunk(next_start(cover, end), end)
@@ -96,7 +99,7 @@ class Partials:
         stored = self._uncompared.get(name)
         if stored is None:
             return
-        here = os.pread(file, _content_end(file, self._cluster.segment_size, 0), 0)
+        here = os.pread(file, _content_end(file, self._cluster.segment_size), 0)
         if here[: len(stored)] != stored[: len(here)]:
             raise ObjectConflict(
                 f"what is stored of {name} is not what this server has sent",
@@ -106,15 +109,26 @@ class Partials:
             del self._uncompared[name]
 
 
-def _content_end(file: int, size: int, known: int) -> int:
-    """Where the content ends of a file whose first `known` bytes are known: behind its last byte that is not zero.
+def _content_end(file: int, size: int) -> int:
+    """Where the content of a file ends: behind its last byte that is not zero.
 
     Each page of the log begins with a mark that is not zero, and pages are written one after another.
     """
-    page = known // _PAGE
-    while (page + 1) * _PAGE <= size and os.pread(file, 2, page * _PAGE).strip(b"\0"):
-        page += 1
-    last = (page - 1) * _PAGE
-    if last + _PAGE <= known:
-        return known
-    return max(known, last + len(os.pread(file, _PAGE, last).rstrip(b"\0")))
+    low, high = 0, size // PAGE
+    while low < high:
+        middle = (low + high) // 2
+        if os.pread(file, 2, middle * PAGE).strip(b"\0"):
+            low = middle + 1
+        else:
+            high = middle
+    last = (low - 1) * PAGE
+    return last + len(os.pread(file, PAGE, last).rstrip(b"\0")) if low else 0
+
+
+def _with_trailing_zeros(file: int, end: int) -> int:
+    """Where the record that has its last byte that is not zero before `end` really ends; `end` where that is unknown.
+
+    To be asked only when nothing is being written: a record that is on its way looks the same.
+    """
+    start = max(end - 1, 0) // PAGE * PAGE
+    return start + (record_end(os.pread(file, PAGE, start), end - start) or end - start)

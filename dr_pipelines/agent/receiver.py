@@ -21,7 +21,7 @@ from dr_pipelines.errors import DrError
 from dr_pipelines.processes import proc
 from dr_pipelines.processes.identity import end_of
 from dr_pipelines.processes.postgres import Binaries
-from dr_pipelines.timing import Clock, wait_until
+from dr_pipelines.timing import wait_until
 
 __all__ = ["Receiver", "Stream", "slot_of"]
 
@@ -53,17 +53,15 @@ def slot_of(service: str) -> str:
 class Receiver(threading.Thread):
     """Keeps pg_receivewal running into one folder, for one cluster, until it is stopped."""
 
-    def __init__(self, dsn: str, stream: Stream, folder: Path, major: int, clock: Clock) -> None:
+    def __init__(self, dsn: str, stream: Stream, folder: Path, major: int) -> None:
         super().__init__(name="receiver", daemon=True)
         self._dsn, self._stream, self._folder = dsn, stream, folder
-        self._major, self._clock = major, clock
+        self._major = major
         self._halt = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._mutex = threading.Lock()
         self.problem: str | None = None
         """Why nothing is received, for a person; None where something is, or the first attempt is under way."""
-        self.began_at = float("inf")
-        """When pg_receivewal last began, by the monotonic clock."""
         self.cannot_go_on = False
         """The server will never send what comes next in this folder: what is there is all that can be had."""
 
@@ -122,7 +120,6 @@ class Receiver(threading.Thread):
                 start_new_session=True,
             )
         if receives:
-            self.began_at = self._clock.monotonic()
             say("receiving", slot=self._stream.slot, folder=self._folder)
         assert process.stderr is not None
         said = b""

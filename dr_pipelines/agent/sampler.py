@@ -28,8 +28,6 @@ _Connection = psycopg.Connection[tuple[Any, ...]]
 class Slot:
     """What the server says of the replication slot that a receiver takes the log through."""
 
-    received: Lsn | None
-    """Up to here the receiver has said that it has the log on disk; None also where the role may not see it."""
     active: bool
     """A receiver is connected."""
     wal_status: str | None
@@ -48,20 +46,17 @@ class Answer:
     system_identifier: str
     segment_size: int
     sample: Sample
-    asked_at: float
-    """By the asking process's monotonic clock, in seconds, before the server was asked."""
     slot: Slot | None = None
     """None where none was asked for, or there is none of that name."""
 
 
-def ask(connection: _Connection, clock: Clock, slot: str | None = None) -> Answer:
+def ask(connection: _Connection, slot: str | None = None) -> Answer:
     """Ask once. Raises psycopg.Error, also of a standby, which has no insert position.
 
     The order is what makes a sample a proof: first the clock, then the snapshot (taken as the second statement begins),
     then the position. So what was acknowledged before the clock was read is before the position; and what has a number
     below the snapshot's and is not under way in it is before the position too.
     """
-    asked_at = clock.monotonic()
     (moment,) = _row(connection, "SELECT clock_timestamp()")
     lowest, following, lsn, file, system, size = _row(
         connection,
@@ -79,22 +74,19 @@ def ask(connection: _Connection, clock: Clock, slot: str | None = None) -> Answe
         quiet=lowest == following,
     )
     major = connection.info.server_version // 10000
-    return Answer(major, system, int(size), sample, asked_at, _slot(connection, slot) if slot else None)
+    return Answer(major, system, int(size), sample, _slot(connection, slot) if slot else None)
 
 
 def _slot(connection: _Connection, name: str) -> Slot | None:
-    # What the connected receiver said itself, and not restart_lsn: that may be what an earlier one had elsewhere.
     found = connection.execute(
-        "SELECT receiver.flush_lsn::text, slot.active, slot.wal_status,"
-        " pg_wal_lsn_diff(pg_current_wal_lsn(), slot.restart_lsn)::bigint, slot.safe_wal_size"
-        " FROM pg_replication_slots slot LEFT JOIN pg_stat_replication receiver ON receiver.pid = slot.active_pid"
-        " WHERE slot_name = %s",
+        "SELECT active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size"
+        " FROM pg_replication_slots WHERE slot_name = %s",
         (name,),
     ).fetchone()
     if found is None:
         return None
-    received, active, status, held, room = found
-    return Slot(Lsn.parse(received) if received else None, active, status, max(int(held or 0), 0), room)
+    active, status, held, room = found
+    return Slot(active, status, max(int(held or 0), 0), room)
 
 
 def _row(connection: _Connection, query: str) -> tuple[Any, ...]:
@@ -164,6 +156,6 @@ class Sampler(threading.Thread):
 
     def _ask_until_stopped(self, connection: _Connection) -> None:
         while not self._stop_event.is_set():
-            self._answers.append(ask(connection, self._clock, self._slot))
+            self._answers.append(ask(connection, self._slot))
             self._answered_at, self._error = self._clock.monotonic(), None
             self._stop_event.wait(self._every)

@@ -6,7 +6,6 @@ from dr_pipelines.agent.cluster import Cluster
 from dr_pipelines.agent.partial import Partials
 from dr_pipelines.agent.receiver import Receiver, Stream
 from dr_pipelines.agent.sampler import Answer, Sampler, Slot
-from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.timing import Clock, format_bytes
 
 __all__ = ["Streaming"]
@@ -24,14 +23,13 @@ class Streaming:
         self._partials: Partials | None = None
         self._folder: Path | None = None
         self._slot: Slot | None = None
-        self._received: Lsn | None = None
         self._shipped_at = float("-inf")
         self._all_shipped = self._ended = False
 
     def open(self, cluster: Cluster, folder: Path, level: int) -> None:
         """From now on it is this cluster's log, in that folder."""
         self._stop()
-        self._folder, self._received, self._slot = folder, None, None
+        self._folder, self._slot = folder, None
         self._partials = Partials(folder, cluster, level=level)
 
     def follow(self, answer: Answer) -> None:
@@ -40,12 +38,11 @@ class Streaming:
         if self._receiver is None:
             if self._ended:
                 return
-            self._receiver = Receiver(self._dsn, self._stream, self._folder, answer.major, self._clock)
+            self._receiver = Receiver(self._dsn, self._stream, self._folder, answer.major)
             self._receiver.start()
         self._slot = answer.slot
-        if answer.slot is not None and answer.slot.active and answer.asked_at > self._receiver.began_at:
+        if answer.slot is not None and answer.slot.active and not self._receiver.at_rest:
             self._receiver.streams()
-            self._received = answer.slot.received
 
     def end(self) -> None:
         """Receive nothing more; what has come can still be shipped."""
@@ -63,12 +60,9 @@ class Streaming:
         if self._partials is None or not (at_once or now - self._shipped_at >= self._stream.chunk_every):
             return 0
         at_rest = self._receiver is None or self._receiver.at_rest
-        # What it said is of the file that it writes; when it has ended, another's may be there.
-        shipped = self._partials.ship(None if at_rest else self._received)
-        if at_rest:
-            self._received = None
-            if self._receiver is not None and self._receiver.cannot_go_on:
-                self._partials.remove()
+        shipped = self._partials.ship()
+        if at_rest and self._receiver is not None and self._receiver.cannot_go_on:
+            self._partials.remove()
         self._shipped_at, self._all_shipped = now, at_rest
         return shipped
 

@@ -17,6 +17,7 @@ from dr_pipelines.errors import ObjectCorrupt
 __all__ = [
     "END_OF_BACKUP_BYTES",
     "HEADER_BYTES",
+    "PAGE",
     "FileKind",
     "Lsn",
     "Segment",
@@ -27,6 +28,7 @@ __all__ = [
     "kind_of",
     "parse_history",
     "read_header",
+    "record_end",
     "segment_before",
     "segment_holding",
     "settled",
@@ -40,11 +42,14 @@ END_OF_BACKUP_BYTES = 40
 """The size of the record with which a backup ends."""
 
 _MIB = 1 << 20
-_PAGE, _PAGE_HEADER_BYTES = 8192, 24
+PAGE = 8192
+"""Bytes of a page of the log, each of which begins with a header of its own."""
+_PAGE_HEADER_BYTES = 24
 _NAME = re.compile(r"[0-9A-F]{24}")
 _HISTORY_LINE = re.compile(r"\s*(\d+)\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})(?:\s+(.*))?")
 _HEADER = struct.Struct("<HHIQI4xQII")
-_LONG_HEADER = 0x0002
+_PAGE_HEADER = struct.Struct("<HHIQI")
+_CONTINUED, _LONG_HEADER = 0x0001, 0x0002
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -172,7 +177,7 @@ def settled(lsn: Lsn, size: int) -> Lsn:
     A server whose last record fills a page, or that has switched segments since, says that it is just behind the next
     page's header. Nothing is there yet, so that counts as the page's beginning, which is where a replay says it ended.
     """
-    page = lsn.value // _PAGE * _PAGE
+    page = lsn.value // PAGE * PAGE
     header = HEADER_BYTES if page % _check_size(size) == 0 else _PAGE_HEADER_BYTES
     return Lsn(page) if lsn.value - page <= header else lsn
 
@@ -184,7 +189,7 @@ def is_end_of_backup(log: bytes, begin: Lsn, start: Lsn, stop: Lsn, size: int) -
     """
     record, at = b"", stop.value
     while len(record) < END_OF_BACKUP_BYTES and at > begin.value:
-        page = (at - 1) // _PAGE * _PAGE
+        page = (at - 1) // PAGE * PAGE
         content = page + (HEADER_BYTES if page % size == 0 else _PAGE_HEADER_BYTES)
         first = max(content, at - (END_OF_BACKUP_BYTES - len(record)))
         record = log[first - begin.value : max(at, first) - begin.value] + record
@@ -261,6 +266,26 @@ def read_header(raw: bytes) -> SegmentHeader:
     if magic >> 8 != 0xD1 or not info & _LONG_HEADER or timeline < 1 or not is_segment_size(size):
         raise ObjectCorrupt("this is no WAL segment: it does not begin with a page header of one")
     return SegmentHeader(magic, timeline, Lsn(address), str(system), size, block)
+
+
+def record_end(page: bytes, offset: int) -> int | None:
+    """Where, in a page of the log, the record ends that the byte before `offset` belongs to, aligned as the next is.
+
+    None where it goes on in the next page, or the page is no page of the log.
+    """
+    _, info, _, _, rest = _PAGE_HEADER.unpack_from(page)
+    position = HEADER_BYTES if info & _LONG_HEADER else _PAGE_HEADER_BYTES
+    if info & _CONTINUED:
+        position += _aligned(rest)
+    while position < offset:
+        if position + 4 > len(page) or not (size := int.from_bytes(page[position : position + 4], "little")):
+            return None
+        position += _aligned(size)
+    return position if position <= len(page) else None
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 @dataclass(frozen=True, slots=True)
