@@ -1,14 +1,17 @@
-"""For each database of the plan: its full backups and its log in the repository, their checks, jobs and schedule."""
+"""For each database of the plan: its backups and its log in the repository, their checks, jobs and schedules."""
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from assets.work import working
 from dr_pipelines.plan import Plan, Service
 from dr_pipelines.runbooks import catalogue
+
+if TYPE_CHECKING:
+    from dr_pipelines.engines.postgres.backup import BackupResult
 
 __all__ = ["backup_definitions"]
 
@@ -39,19 +42,34 @@ def _of_service(plan: Plan, service: Service) -> dg.Definitions:
         description=f"Reads the newest backup of {service.title} and its log back; starts nothing.",
         tags=catalogue.tags_of([service], "verify"),
     )
-    schedules = []
-    if service.backup is not None:
-        schedules.append(
-            dg.ScheduleDefinition(
-                job=backup_job,
-                cron_schedule=service.backup.full,
-                execution_timezone="UTC",
-                default_status=dg.DefaultScheduleStatus.RUNNING,
-                description="As the plan has it.",
-            )
-        )
-    return dg.Definitions(
+    schedules = [_schedule(backup_job, service.backup.full)] if service.backup is not None else []
+    made = dg.Definitions(
         assets=[backup, archive], asset_checks=[checks], jobs=[backup_job, verify_job], schedules=schedules
+    )
+    if service.backup is None or service.backup.incremental is None:
+        return made
+    return dg.Definitions.merge(made, _incremental(service, service.backup.incremental))
+
+
+def _incremental(service: Service, cron: str) -> dg.Definitions:
+    """What the plan has beside the full backups. It takes its turn with them."""
+    backup, check = _incremental_backup(service), _incremental_verification(service)
+    job = dg.define_asset_job(
+        f"{catalogue.identifier(service.name)}_incremental",
+        selection=dg.AssetSelection.assets(backup).without_checks() | dg.AssetSelection.checks(check),
+        description=f"A backup of what changed in {service.title} since the newest backup, read back.",
+        tags=catalogue.tags_of([service], "backup"),
+    )
+    return dg.Definitions(assets=[backup], asset_checks=[check], jobs=[job], schedules=[_schedule(job, cron)])
+
+
+def _schedule(job: Any, cron: str) -> dg.ScheduleDefinition:
+    return dg.ScheduleDefinition(
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="As the plan has it.",
     )
 
 
@@ -69,21 +87,55 @@ def _full_backup(service: Service) -> dg.AssetsDefinition:
 
         with working(context, "back_up", retries=True) as work:
             taken = back_up(work.around, service.name)
-        manifest = taken.manifest
-        return dg.MaterializeResult(
-            metadata={
-                "backup_id": manifest.backup_id,
-                "raw_bytes": manifest.raw_bytes,
-                "stored_bytes": manifest.stored_bytes,
-                "parts": len(manifest.parts),
-                "seconds": taken.duration.total_seconds(),
-                "waited_for_log_seconds": taken.waited_for_log.total_seconds(),
-                "taken_at": dg.MetadataValue.timestamp(manifest.stopped_at),
-                "server_version": manifest.server_version,
-            }
-        )
+        return dg.MaterializeResult(metadata=_described(taken))
 
     return full_backup
+
+
+def _incremental_backup(service: Service) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=catalogue.incremental_backup(service.name),
+        description=f"The newest incremental backup of {service.title}: what changed since its parent.",
+        deps=[catalogue.full_backup(service.name)],
+        group_name=catalogue.identifier(service.name),
+        kinds={"postgres"},
+        tags={catalogue.SERVICE_TAG: service.name},
+        retry_policy=_RETRY,
+        output_required=False,
+    )
+    def incremental_backup(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        from dr_pipelines.errors import NoIncrementals
+        from dr_pipelines.runbooks.backups import back_up
+
+        with working(context, "back_up", retries=True) as work:
+            try:
+                taken = back_up(work.around, service.name, "incremental")
+            except NoIncrementals as error:
+                # The plan's full backups and the log go on: nothing has failed that a night's call would mend.
+                context.log.warning(f"{error.message}; {error.hint}")
+                return
+        if taken.manifest.kind == "incremental":
+            yield dg.MaterializeResult(metadata=_described(taken))
+        else:
+            full = catalogue.full_backup(service.name)
+            context.log_event(dg.AssetMaterialization(full, metadata=_described(taken), description=taken.instead))
+
+    return incremental_backup
+
+
+def _described(taken: "BackupResult") -> dict[str, Any]:
+    manifest = taken.manifest
+    return {
+        "backup_id": manifest.backup_id,
+        "raw_bytes": manifest.raw_bytes,
+        "stored_bytes": manifest.stored_bytes,
+        "parts": len(manifest.parts),
+        "seconds": taken.duration.total_seconds(),
+        "waited_for_log_seconds": taken.waited_for_log.total_seconds(),
+        "taken_at": dg.MetadataValue.timestamp(manifest.stopped_at),
+        "server_version": manifest.server_version,
+        **({"parent": manifest.parent} if manifest.parent is not None else {}),
+    }
 
 
 def _wal_archive(plan: Plan, service: Service) -> dg.AssetSpec:
@@ -140,3 +192,26 @@ def _verification(service: Service) -> dg.AssetChecksDefinition:
                 )
 
     return verification
+
+
+def _incremental_verification(service: Service) -> dg.AssetChecksDefinition:
+    backup = catalogue.incremental_backup(service.name)
+
+    @dg.asset_check(
+        asset=backup,
+        name=catalogue.VERIFIED,
+        description="Every part of the newest backup itself, and every file of the log after it, is what was stored.",
+    )
+    def incremental_verification(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        from dr_pipelines.runbooks.backups import verify_newest
+
+        # The backups that it is based on have been read back when they were made, and are again with each full one.
+        with working(context, "verify") as work:
+            found = verify_newest(work.around, service.name, chain=False)
+        return dg.AssetCheckResult(
+            passed=all(check.passed for check in found.checks),
+            metadata={"backup_id": found.backup_id, "bytes_read": found.bytes_read},
+            description="; ".join(check.detail for check in found.checks),
+        )
+
+    return incremental_verification

@@ -3,7 +3,8 @@
     DrError                       exit code  what it means
     ├── UsageError                2          a command was called wrongly
     ├── ConfigurationError        2          the environment or the machine is not set up
-    │   └── MissingSoftware       2          a server or tool that is needed is not installed
+    │   ├── MissingSoftware       2          a server or tool that is needed is not installed
+    │   └── NoIncrementals        2          the server makes no incremental backups
     ├── PlanError                 2          the recovery plan cannot be accepted
     ├── RepositoryError           1          the repository cannot be read or written
     │   ├── RepositoryUnreachable 1          (a retry can help)
@@ -73,6 +74,10 @@ class ConfigurationError(DrError):
 
 class MissingSoftware(ConfigurationError):
     """A server or tool that is needed is not installed; the hint names the command that installs it."""
+
+
+class NoIncrementals(ConfigurationError):
+    """The server makes no incremental backups: its version has none, or it does not summarize its log."""
 
 
 class PlanError(DrError):

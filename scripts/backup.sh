@@ -1,12 +1,13 @@
 #!/bin/sh
-# Called by PostgreSQL for each file of its log, and by cron for the full backup:
+# Called by PostgreSQL for each file of its log, and by cron for the backups:
 #
 #   archive_command = 'DR_SPOOL=/var/lib/dr_pipelines/spool/database /app/scripts/backup.sh wal %p %f'
-#   0 3 * * * /app/scripts/backup.sh full            (or: full SERVICE; the service is "database" unless named)
+#   0 3 * * 0 /app/scripts/backup.sh full            (or: full SERVICE; the service is "database" unless named)
+#   0 3 * * 1-6 /app/scripts/backup.sh incremental   (the same; from PostgreSQL 17 on)
 #
 # `wal` puts a copy of the file into the spool, from where `dr agent` ships it to the backup repository. It returns 0 only
 # when a complete copy is on disk under its final name. It needs nothing but this file and coreutils.
-# `full` starts `dr backup full`: $DR_COMMAND, or else the checkout's .venv/bin/dr, or else the one on the PATH.
+# `full` and `incremental` start `dr backup`: $DR_COMMAND, or else the checkout's .venv/bin/dr, or else the one on the PATH.
 
 set -u
 LC_ALL=C
@@ -79,7 +80,7 @@ wal() {
     sync "$spool" || fail "the spool $spool cannot be brought to disk"
 }
 
-full() {
+backup() {
     root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
     if [ -n "${DR_COMMAND:-}" ]; then
         dr=$DR_COMMAND
@@ -95,12 +96,11 @@ full() {
     fi
     # For `wal` alone: dr keeps a folder for each service, in DR_SPOOL__<SERVICE>.
     unset DR_SPOOL
-    "$dr" backup full "${1:-database}"
+    "$dr" backup "$1" "${2:-database}"
 }
 
 case ${1:-}:$# in
 wal:3) wal "$2" "$3" ;;
-full:1) full ;;
-full:2) full "$2" ;;
-*) fail "usage: $0 wal PATH NAME | full [SERVICE]" 2 ;;
+full:1 | full:2 | incremental:1 | incremental:2) backup "$@" ;;
+*) fail "usage: $0 wal PATH NAME | full [SERVICE] | incremental [SERVICE]" 2 ;;
 esac

@@ -127,7 +127,8 @@ def _backup(
     instance: dg.DagsterInstance, service: Service, exposure: "Exposure", backup_id: str
 ) -> list[dg.AssetMaterialization]:
     """A backup that cron or the command line made; one that a run made has been reported by it."""
-    key = dg.AssetKey(catalogue.full_backup(service.name))
+    incremental = "-incremental-" in backup_id
+    key = dg.AssetKey((catalogue.incremental_backup if incremental else catalogue.full_backup)(service.name))
     latest = instance.get_latest_materialization_event(key)
     reported = latest.asset_materialization if latest is not None else None
     if reported is not None and (known := reported.metadata.get("backup_id")) and known.value == backup_id:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 
 from dr_pipelines.agent import AgentOptions, run_agent
 from dr_pipelines.engines.postgres import coverage
-from dr_pipelines.engines.postgres.backup import take_backup
+from dr_pipelines.engines.postgres.backup import BackupResult, take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position
 from dr_pipelines.engines.postgres.recovery import RestoredServer
@@ -181,6 +182,17 @@ class Source(Cluster):
         archive_patience: float = 60,
         progress: Callable[[int, int], None] | None = None,
     ) -> Manifest:
+        return self.take_backup(dsn=dsn, archive_patience=archive_patience, progress=progress).manifest
+
+    def take_backup(
+        self,
+        *,
+        kind: Literal["full", "incremental"] = "full",
+        full_every: int = 10,
+        dsn: str | None = None,
+        archive_patience: float = 60,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupResult:
         return take_backup(
             SERVICE,
             dsn or self.server.dsn(self.database),
@@ -190,7 +202,9 @@ class Source(Cluster):
             clock=SystemClock(),
             progress=progress or (lambda done, total: None),
             archive_patience=archive_patience,
-        ).manifest
+            kind=kind,
+            full_every=full_every,
+        )
 
     def ship(self) -> datetime:
         """Everything written until now is in the repository; returns the recovery point, which is after the call."""

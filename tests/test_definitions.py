@@ -124,6 +124,21 @@ def test_names_come_from_the_plans_services() -> None:
     assert keys == {"orders_db_full_backup", "orders_db_wal_archive"}
 
 
+def test_incremental_backups_are_scheduled_where_the_plan_has_them() -> None:
+    text = (ROOT / "recovery-plan.yaml").read_text()
+    plan = parse_plan(
+        text.replace("      log: continuous\n", '      log: continuous\n      incremental: "0 9 * * *"\n')
+    )
+    repository = backup_definitions(plan).get_repository_def()
+    assert {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs} == {
+        "database_backup_schedule": "0 3 * * *",
+        "database_incremental_schedule": "0 9 * * *",
+    }
+    # It waits for a full backup that is under way, and is waited for.
+    full, incremental = (repository.get_job(f"database_{kind}") for kind in ("backup", "incremental"))
+    assert full.tags["dr/turn"] == incremental.tags["dr/turn"]
+
+
 def test_what_takes_long_to_import_is_not_imported_to_load_it() -> None:
     done = load(f"import sys, definitions; print([name for name in {HEAVY!r} if name in sys.modules])")
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -1,7 +1,7 @@
 """`dr backup`: make one, list them, read one back."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,7 +15,8 @@ from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.engines.verdict import Verdict, judge_checks
 from dr_pipelines.errors import ObjectMissing, RestoreError
 from dr_pipelines.plan import load_plan
-from dr_pipelines.repository.manifest import Manifest, read_manifest, survey_backups
+from dr_pipelines.repository.chains import chain_of
+from dr_pipelines.repository.manifest import BackupSurvey, Manifest, read_manifest, survey_backups
 from dr_pipelines.repository.store import Store
 from dr_pipelines.runbooks.backups import back_up, require_dsn, verify_newest
 from dr_pipelines.runbooks.database_restore import Surroundings
@@ -33,19 +34,33 @@ BackupId = Annotated[str | None, typer.Argument(metavar="BACKUP_ID", help="One b
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 
 
-@app.command(short_help="Make one.", epilog="Example: dr backup full database")
-def full(
-    service: ServiceName,
-    create: Annotated[
-        bool, typer.Option("--create", help="Make the empty place that DR_REPOSITORY names a repository first.")
-    ] = False,
-    as_json: Json = False,
-) -> int:
+Create = Annotated[
+    bool, typer.Option("--create", help="Make the empty place that DR_REPOSITORY names a repository first.")
+]
+
+
+@app.command(short_help="Make a full one.", epilog="Example: dr backup full database")
+def full(service: ServiceName, create: Create = False, as_json: Json = False) -> int:
     """Make a full backup of a service's server, which DR_DSN__<SERVICE> names.
 
     Returns when the backup is complete in the repository, with the log that it needs. An empty place is refused unless
     --create is given: it may be where a disk is not mounted.
     """
+    return _make(service, "full", create=create, as_json=as_json)
+
+
+@app.command(short_help="Make one of what changed.", epilog="Example: dr backup incremental database")
+def incremental(service: ServiceName, create: Create = False, as_json: Json = False) -> int:
+    """Make a backup of what changed since the newest one, on which it is based.
+
+    A full one is made instead, and the reason told, where there is none to base it on, where the newest one's chain is
+    broken or has as many incremental ones as the plan's full_every says, and where the server refuses it. It takes
+    PostgreSQL 17 and summarize_wal = on: otherwise nothing is made, exit code 2.
+    """
+    return _make(service, "incremental", create=create, as_json=as_json)
+
+
+def _make(service: str, kind: Literal["full", "incremental"], *, create: bool, as_json: bool) -> int:
     terminal = Terminal(as_json=as_json)
     # Before anything is made.
     settings = load_settings()
@@ -55,7 +70,7 @@ def full(
     with opened(terminal, create=create) as around:
         if around.plan is not None:
             around.plan.require_database(service)
-        taken = back_up(around, service)
+        taken = back_up(around, service, kind)
     terminal.result(_taken(taken), lambda console: _show_taken(console, taken))
     return Exit.DONE
 
@@ -65,6 +80,7 @@ def _taken(taken: BackupResult) -> dict[str, object]:
         "seconds": taken.duration.total_seconds(),
         "waited_for_log_seconds": taken.waited_for_log.total_seconds(),
         "removed_incomplete": list(taken.removed_incomplete),
+        "instead": taken.instead,
     }
 
 
@@ -83,6 +99,7 @@ def _described(manifest: Manifest) -> dict[str, object]:
         "backup_id": manifest.backup_id,
         "state": "complete",
         "kind": manifest.kind,
+        "parent": manifest.parent,
         "system_identifier": manifest.system_identifier,
         "server_version": manifest.server_version,
         "started_at": format_moment(manifest.started_at),
@@ -112,11 +129,16 @@ def list_(service: AnyService = None, as_json: Json = False) -> int:
 def _survey(service: str, system: str, store: Store) -> list[dict[str, object]]:
     survey = survey_backups(store)
     bare: dict[str, object] = {"service": service, "system_identifier": system}
-    found = [_described(manifest) for manifest in survey.complete]
+    found = [_described(manifest) | _in_chain(manifest, survey) for manifest in survey.complete]
     found += [{**bare, "backup_id": backup_id, "state": "incomplete"} for backup_id in survey.incomplete]
     for backup_id, error in survey.damaged:
         found.append({**bare, "backup_id": backup_id, "state": "damaged", "problem": str(error)})
     return found
+
+
+def _in_chain(manifest: Manifest, survey: BackupSurvey) -> dict[str, object]:
+    chain = chain_of(manifest, survey)
+    return {"chain": [each.backup_id for each in chain.backups], "problem": chain.broken}
 
 
 def _show_list(console: Console, found: list[dict[str, object]]) -> None:
@@ -130,6 +152,7 @@ def _show_list(console: Console, found: list[dict[str, object]]) -> None:
             (
                 str(entry["service"]),
                 str(entry["backup_id"]),
+                _position(entry) if complete else "",
                 str(entry.get("problem") or entry["state"]),
                 str(entry["stopped_at"])[:19] + "Z" if complete else "",
                 format_bytes(int(str(entry["raw_bytes"]))) if complete else "",
@@ -137,7 +160,16 @@ def _show_list(console: Console, found: list[dict[str, object]]) -> None:
                 f"PostgreSQL {entry['server_version']}" if complete else "",
             )
         )
-    console.print(table("service", "backup", "state", "ended", "size", "stored", "of", rows=rows), soft_wrap=False)
+    console.print(
+        table("service", "backup", "kind", "state", "ended", "size", "stored", "of", rows=rows), soft_wrap=False
+    )
+
+
+def _position(entry: dict[str, object]) -> str:
+    """Its kind, and for an incremental one which of its chain it is: "incremental 2"."""
+    chain = entry["chain"]
+    assert isinstance(chain, list)
+    return str(entry["kind"]) + (f" {len(chain) - 1}" if len(chain) > 1 and not entry["problem"] else "")
 
 
 @app.command("verify", short_help="Read one back, every hash.", epilog="Example: dr backup verify database")

@@ -3,6 +3,7 @@
 from dr_pipelines.plan.checks import check_plan
 from dr_pipelines.plan.findings import Finding, Level
 from dr_pipelines.plan.models import (
+    FULL_EVERY,
     PLAN_VERSION,
     RESTORE_STEPS,
     Engine,
@@ -22,6 +23,7 @@ from dr_pipelines.plan.show import ServiceRow, describe
 from dr_pipelines.plan.values import Expectation, parse_expectation
 
 __all__ = [
+    "FULL_EVERY",
     "PLAN_VERSION",
     "RESTORE_STEPS",
     "Engine",

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from dr_pipelines.plan.findings import Finding, Level
 from dr_pipelines.plan.models import RESTORE_STEPS, Plan, Runbook, Service
+from dr_pipelines.plan.schedule import meet
 from dr_pipelines.timing import format_duration
 
 __all__ = ["check_plan"]
@@ -50,6 +51,7 @@ def _check_service(plan: Plan, service: Service) -> Iterator[Finding]:
     if service.engine == "postgres" and plan.runbook_for(service.name) is None:
         yield _finding(plan, Level.WARNING, where, "no runbook, so a restore's steps are held against no budget")
     yield from _check_log(plan, service)
+    yield from _check_incremental(plan, service)
 
 
 def _check_identifiers(plan: Plan) -> Iterator[Finding]:
@@ -72,6 +74,13 @@ def _check_log(plan: Plan, service: Service) -> Iterator[Finding]:
             allowed=objectives.rpo,
             objective=f"RPO of the {objectives.rpo_source}",
         )
+
+
+def _check_incremental(plan: Plan, service: Service) -> Iterator[Finding]:
+    backup = service.backup
+    if backup is not None and backup.incremental is not None and meet(backup.full, backup.incremental):
+        message = "at times due together with the full backup, and one of the two is refused then; expected other times"
+        yield _finding(plan, Level.WARNING, f"services.{service.name}.backup.incremental", message)
 
 
 def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from dr_pipelines.errors import UsageError
 from dr_pipelines.plan.values import Cron, Duration, Expected, Identifier, Name, PositiveDuration, Text
 
 __all__ = [
+    "FULL_EVERY",
     "PLAN_VERSION",
     "RESTORE_STEPS",
     "Engine",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 PLAN_VERSION = 1
+FULL_EVERY = 6
+"""Incremental backups between two full ones, unless the plan says otherwise: one a day, and a full one a week."""
 RESTORE_STEPS = ("assess", "prepare", "restore_latest_backup", "apply_wal", "validate")
 """The steps that a restore of a PostgreSQL service carries out, by the names that its runbook gives them budgets by."""
 
@@ -63,6 +66,14 @@ class PostgresBackup(_Entry):
     archive_timeout: Annotated[
         PositiveDuration, Field(description=f"the longest that a log segment stays open, {_DURATION}")
     ]
+    incremental: Annotated[
+        Cron | None,
+        Field(description="when a backup of what changed starts, from PostgreSQL 17 on: five cron fields in UTC"),
+    ] = None
+    full_every: Annotated[
+        int,
+        Field(ge=1, le=100, description=f"1 to 100: after so many incremental backups the next is full; {FULL_EVERY}"),
+    ] = FULL_EVERY
 
 
 class SmokeQuery(_Entry):

@@ -51,4 +51,6 @@ def _describe_backup(service: Service) -> str | None:
     if service.backup is None:
         return None
     timeout = format_duration(service.backup.archive_timeout)
-    return f"full {service.backup.full} UTC, log {service.backup.log}, a segment at most {timeout}"
+    backup = service.backup
+    between = f", incremental {backup.incremental} UTC, full every {backup.full_every}" if backup.incremental else ""
+    return f"full {backup.full} UTC{between}, log {backup.log}, a segment at most {timeout}"

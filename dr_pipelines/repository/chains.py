@@ -1,10 +1,13 @@
 """Chains of backups: a full one, then incremental ones, each of which holds what changed since its parent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dr_pipelines.repository.manifest import BackupSurvey, Manifest
+from dr_pipelines.errors import ObjectMissing
+from dr_pipelines.repository.envelope import Envelope
+from dr_pipelines.repository.manifest import BackupSurvey, Manifest, Part
+from dr_pipelines.repository.store import Store
 
-__all__ = ["BackupChain", "chain_of"]
+__all__ = ["BackupChain", "chain_of", "missing_parts", "restorable"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,23 @@ def _why_missing(backup_id: str, survey: BackupSurvey) -> str:
     if backup_id in survey.incomplete:
         return f"{backup_id} is not complete"
     return f"{backup_id} is missing"
+
+
+def restorable(survey: BackupSurvey) -> BackupSurvey:
+    """The survey with the incremental backups whose chain is broken among the damaged ones, with the reason."""
+    chains = [(manifest, chain_of(manifest, survey)) for manifest in survey.complete]
+    broken = tuple((manifest.backup_id, ObjectMissing(chain.broken)) for manifest, chain in chains if chain.broken)
+    whole = tuple(manifest for manifest, chain in chains if chain.broken is None)
+    return replace(survey, complete=whole, damaged=(*survey.damaged, *broken))
+
+
+def missing_parts(store: Store, manifest: Manifest) -> tuple[str, ...]:
+    """The keys of a backup's parts that are not there, or shorter than they were stored; nothing is read."""
+    sizes = {found.key: found.size for found in store.list(f"backups/{manifest.backup_id}/parts/")}
+    return tuple(part.key for part in manifest.parts if sizes.get(part.key, 0) < _least_size(part))
+
+
+def _least_size(part: Part) -> int:
+    """What the object of a part has at least, in bytes: a later version's header may say more."""
+    envelope = Envelope(part.codec, part.encryption, part.stored_sha256, part.stored_size, part.raw_size)
+    return len(envelope.header()) + part.stored_size

@@ -117,9 +117,9 @@ def wrap(raw: Buffer, *, codec: Codec = "zstd", level: int = 1, hash_raw: bool =
     return Wrapped(envelope, [envelope.header(), *stored])
 
 
-def unwrap(stream: BinaryIO, *, max_raw: int) -> tuple[Envelope, bytes]:
+def unwrap(stream: BinaryIO, *, max_raw: int, expected_sha256: str | None = None) -> tuple[Envelope, bytes]:
     """Read an object whole; its data may have `max_raw` bytes at most. Raises as `unwrap_into` does."""
-    envelope = _read_header(stream, None)
+    envelope = _read_header(stream, expected_sha256)
     _refuse_larger(stream, envelope, max_raw)
     raw = bytearray(envelope.raw_size)
     _unwrap(_Payload(stream, envelope, None), memoryview(raw))

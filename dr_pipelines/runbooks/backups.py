@@ -1,10 +1,13 @@
 """Backing a service of the plan up, and reading its newest backup back: cron, the command line and Dagster call it."""
 
+from typing import Literal
+
 from dr_pipelines.engines.postgres.backup import BackupResult, take_backup
 from dr_pipelines.engines.postgres.connection import connect, read_facts
 from dr_pipelines.engines.postgres.coverage import newest_system
 from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.errors import ConfigurationError
+from dr_pipelines.plan import FULL_EVERY
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.runbooks.database_restore import Surroundings
@@ -25,10 +28,11 @@ def require_dsn(settings: Settings, service: str) -> str:
     return dsn
 
 
-def back_up(around: Surroundings, service: str) -> BackupResult:
-    """A full backup of the server that DR_DSN__<SERVICE> names, and the plan beside it.
+def back_up(around: Surroundings, service: str, kind: Literal["full", "incremental"] = "full") -> BackupResult:
+    """A backup of the server that DR_DSN__<SERVICE> names, and the plan beside it.
 
-    Raises what `require_dsn` and `take_backup` raise.
+    That a full one was made where an incremental one was asked for is warned of, with the reason. Raises what
+    `require_dsn` and `take_backup` raise.
     """
     dsn = require_dsn(around.settings, service)
     with connect(dsn) as connection:
@@ -41,7 +45,11 @@ def back_up(around: Surroundings, service: str) -> BackupResult:
         around.settings,
         clock=around.clock,
         progress=lambda done, total: around.progress("backing up", done, total),
+        kind=kind,
+        full_every=_full_every(around, service),
     )
+    if result.instead is not None:
+        around.notes.warning(f"a full backup was made instead of an incremental one: {result.instead}")
     for leftover in result.removed_incomplete:
         around.notes.warning(f"removed {leftover}, which an interrupted backup had left")
     if around.plan is not None:
@@ -49,8 +57,17 @@ def back_up(around: Surroundings, service: str) -> BackupResult:
     return result
 
 
-def verify_newest(around: Surroundings, service: str) -> Verification:
-    """Read a service's newest backup back, with the log that follows it. Raises RestoreError where there is none."""
+def _full_every(around: Surroundings, service: str) -> int:
+    """After how many incremental backups the next is a full one."""
+    backup = around.plan.service(service).backup if around.plan is not None else None
+    return backup.full_every if backup is not None else FULL_EVERY
+
+
+def verify_newest(around: Surroundings, service: str, *, chain: bool = True) -> Verification:
+    """Read a service's newest backup back, with the log that follows it, and unless `chain` is off all it is based on.
+
+    Raises RestoreError where there is none.
+    """
     store = newest_system(around.repository.service(service))
     survey = survey_backups(store)
     manifest = survey.complete[0]
@@ -60,4 +77,5 @@ def verify_newest(around: Surroundings, service: str) -> Verification:
         workers=around.settings.workers,
         progress=lambda done, total: around.progress(f"reading {manifest.backup_id} back", done, total),
         among=survey,
+        chain=chain,
     )

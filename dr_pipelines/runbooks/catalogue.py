@@ -16,6 +16,7 @@ __all__ = [
     "database_services",
     "full_backup",
     "identifier",
+    "incremental_backup",
     "recovery",
     "tags_of",
     "wal_archive",
@@ -42,6 +43,11 @@ def identifier(service: str) -> str:
 def full_backup(service: str) -> str:
     """The asset of a service's full backups."""
     return f"{identifier(service)}_full_backup"
+
+
+def incremental_backup(service: str) -> str:
+    """The asset of a service's incremental backups."""
+    return f"{identifier(service)}_incremental_backup"
 
 
 def wal_archive(service: str) -> str:

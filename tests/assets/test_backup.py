@@ -5,6 +5,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets.backup import backup_definitions
+from dr_pipelines.plan import parse_plan
 from dr_pipelines.runbooks import catalogue
 from tests.assets.conftest import Hotel, Machine, evaluations, failure_of
 from tests.assets.test_drill import materialization
@@ -67,6 +69,57 @@ def test_a_missing_segment_fails_the_check_of_the_log_and_is_named(
     found = {evaluation.check_name: evaluation for evaluation in evaluations(machine, result.run_id)}
     assert found[catalogue.NO_GAP].passed is False
     assert missing in (found[catalogue.NO_GAP].description or "")
+
+
+def test_without_summaries_no_incremental_backup_is_made_and_the_run_says_so_without_failing(
+    hotel: Hotel, machine: Machine, backed_up: dg.ExecuteInProcessResult
+) -> None:
+    before = hotel.store.names("backups")
+    result = incremental(machine)
+    assert result.success, failure_of(result)
+    assert latest(machine, "database_incremental_backup") is None
+    logged = [entry.user_message for entry in machine.instance.all_logs(result.run_id)]
+    assert any("summarize_wal is off" in message and "ALTER SYSTEM" in message for message in logged), logged
+    assert hotel.store.names("backups") == before
+
+
+def test_an_incremental_backup_is_materialized_and_read_back_and_a_full_one_in_its_place_is_named(
+    hotel: Hotel, machine: Machine, backed_up: dg.ExecuteInProcessResult
+) -> None:
+    hotel.do("ALTER SYSTEM SET summarize_wal = on")
+    hotel.do("SELECT pg_reload_conf()")
+    first = hotel.store.names("backups")[-1]
+    hotel.store.delete(f"backups/{first}manifest.json")
+    result = incremental(machine)
+    assert result.success, failure_of(result)
+    shown = latest(machine, "database_full_backup")
+    assert (
+        shown is not None
+        and shown.description is not None
+        and "no backup that it could be based on" in shown.description
+    )
+    full = shown.metadata["backup_id"].value
+
+    result = incremental(machine)
+    assert result.success, failure_of(result)
+    made = latest(machine, "database_incremental_backup")
+    assert made is not None and made.metadata["parent"].value == full
+    assert judged(machine, result) == {catalogue.VERIFIED: True}
+
+
+def incremental(machine: Machine) -> dg.ExecuteInProcessResult:
+    """Run the job that the shipped plan would have with incremental backups in it."""
+    text = machine.settings.plan.read_text()
+    plan = parse_plan(
+        text.replace("      log: continuous\n", '      log: continuous\n      incremental: "0 9 * * *"\n')
+    )
+    job = backup_definitions(plan).resolve_job_def("database_incremental")
+    return job.execute_in_process(instance=machine.instance, raise_on_error=False)
+
+
+def latest(machine: Machine, asset: str) -> dg.AssetMaterialization | None:
+    event = machine.instance.get_latest_materialization_event(dg.AssetKey(asset))
+    return event.asset_materialization if event is not None else None
 
 
 def test_a_backup_without_a_server_fails_at_once_and_says_what_to_set(

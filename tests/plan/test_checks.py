@@ -132,3 +132,19 @@ def test_a_plan_with_warnings_alone_is_accepted(small: str) -> None:
         "plan.yaml:29: runbooks.database_restore.steps: "
         "the steps add up to 1h, which uses the runbook's RTO up (1h); no headroom is left"
     )
+
+
+def test_incremental_backups_that_are_due_with_full_ones_are_warned_of(small: str) -> None:
+    text = small.replace("      log: continuous\n", '      log: continuous\n      incremental: "0 9,15 * * *"\n')
+    assert check_plan(parse_plan(text)) == ()
+    finding = _only(text.replace("0 9,15", "0 3,15"))
+    assert (finding.level, finding.where) == (Level.WARNING, "services.database.backup.incremental")
+    assert "due together with the full backup" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("full_every: 0", "1 to 100"), ("full_every: often", "1 to 100"), ("incremental: daily", "cron")]
+)
+def test_incremental_backups_are_scheduled_and_counted_properly(small: str, line: str, said: str) -> None:
+    with pytest.raises(PlanError, match=said):
+        parse_plan(small.replace("      log: continuous\n", f"      log: continuous\n      {line}\n"))

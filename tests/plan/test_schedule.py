@@ -1,10 +1,10 @@
-"""When a cron schedule was due last."""
+"""When a cron schedule was due last, and whether two ever are due together."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from dr_pipelines.plan.schedule import last_due
+from dr_pipelines.plan.schedule import last_due, meet
 
 NOW = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)  # a Wednesday
 
@@ -27,3 +27,22 @@ NOW = datetime(2026, 3, 4, 12, 30, tzinfo=UTC)  # a Wednesday
 )
 def test_the_last_time_is_found(cron: str, due: datetime) -> None:
     assert last_due(cron, NOW) == due
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("0 3 * * *", "0 3 * * *", True),
+        ("0 3 * * *", "0 9,15,21 * * *", False),
+        ("0 3 * * *", "30 3 * * *", False),
+        ("0 3 * * 0", "0 3 * * 1-6", False),
+        ("0 3 * * sun", "0 3 * * *", True),
+        ("0 3 1 * *", "0 3 * * 1", True),
+        ("0 3 1 * *", "0 3 2-31 * *", False),
+        ("0 3 1 * tue", "0 3 * * tue", True),
+        ("*/20 * * * *", "40 * * * *", True),
+        ("0 3 29 2 *", "0 3 * * *", True),
+    ],
+)
+def test_two_that_are_ever_due_together_meet(one: str, other: str, *, expected: bool) -> None:
+    assert meet(one, other) is meet(other, one) is expected

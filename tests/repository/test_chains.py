@@ -5,9 +5,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dr_pipelines.repository.chains import chain_of
+from dr_pipelines.repository.chains import chain_of, missing_parts, restorable
+from dr_pipelines.repository.envelope import wrap
 from dr_pipelines.repository.folder import FolderStore
-from dr_pipelines.repository.manifest import FORMATS, Manifest, delete_backup, survey_backups, write_manifest
+from dr_pipelines.repository.manifest import (
+    FORMATS,
+    Manifest,
+    Part,
+    Range,
+    delete_backup,
+    part_key,
+    survey_backups,
+    write_manifest,
+)
 from dr_pipelines.repository.store import Store
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -98,3 +108,41 @@ def test_a_parent_of_another_system_is_none(folder_store: FolderStore) -> None:
     assert ids(folder_store, put(folder_store, "first", "full"))[1] == (
         "its chain is broken before first: full is a backup of another system"
     )
+
+
+def test_what_is_restorable_has_a_whole_chain_and_the_rest_is_told(folder_store: FolderStore, last: Manifest) -> None:
+    assert restorable(survey_backups(folder_store)) == survey_backups(folder_store)
+    delete_backup(folder_store, "full")
+    survey = restorable(survey_backups(folder_store))
+    assert {each.backup_id for each in survey.complete} == {"other", "other-full"}
+    assert {backup_id: error.message for backup_id, error in survey.damaged} == {
+        "first": "its chain is broken before first: full is missing",
+        "second": "its chain is broken before first: full is missing",
+    }
+
+
+def test_a_part_that_is_gone_or_cut_off_is_missing(folder_store: FolderStore) -> None:
+    wrapped = wrap(b"data")
+    envelope = wrapped.envelope
+    made = put(folder_store, "full").model_copy(
+        update={
+            "parts": tuple(
+                Part(
+                    key=part_key("full", number),
+                    codec=envelope.codec,
+                    encryption=envelope.encryption,
+                    stored_sha256=envelope.stored_sha256,
+                    stored_size=envelope.stored_size,
+                    raw_size=envelope.raw_size,
+                    ranges=(Range(number, 0, 4),),
+                )
+                for number in range(3)
+            )
+        }
+    )
+    for part in made.parts:
+        folder_store.put(part.key, wrapped.chunks)
+    assert missing_parts(folder_store, made) == ()
+    folder_store.put(part_key("full", 1), [b"".join(wrapped.chunks)[:-1]])
+    folder_store.delete(part_key("full", 2))
+    assert missing_parts(folder_store, made) == (part_key("full", 1), part_key("full", 2))

@@ -353,6 +353,8 @@ class TestFull:
         link = checkout.parent / "backup"
         link.symlink_to(checkout / "scripts/backup.sh")
         assert self.cron(link, "full", "pms")[1].startswith("dr: backup full pms")
+        assert self.cron(link, "incremental")[1].startswith("dr: backup incremental database")
+        assert self.cron(link, "incremental", "pms")[1].startswith("dr: backup incremental pms")
 
     def test_the_checkouts_plan_is_used_unless_another_is_named(self, checkout: Path) -> None:
         self.dr(checkout / ".venv/bin/dr")

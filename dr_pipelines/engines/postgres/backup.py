@@ -1,4 +1,4 @@
-"""A full backup: what `pg_basebackup` streams, cut into parts on the way, with no second copy on disk.
+"""A backup, full or incremental: what `pg_basebackup` streams, cut into parts on the way, with no second copy on disk.
 
 The WAL that the backup needs comes from the archive, so the manifest, which makes a backup complete, is written after
 the segment with the backup's stop position is in the repository.
@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, cast
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
 
 import psycopg
 
@@ -27,6 +28,13 @@ from dr_pipelines.engines.postgres.connection import (
     scalar,
     without_secrets,
 )
+from dr_pipelines.engines.postgres.incremental import (
+    OWN_MANIFEST,
+    Basis,
+    NoBasis,
+    find_basis,
+    require_incrementals,
+)
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import LogMode, Position
 from dr_pipelines.engines.postgres.tar_stream import members
@@ -37,6 +45,7 @@ from dr_pipelines.errors import BackupError, DrError, ObjectConflict, ProcessErr
 from dr_pipelines.processes.postgres import Binaries
 from dr_pipelines.repository.locks import Lock, hold
 from dr_pipelines.repository.manifest import (
+    FORMATS,
     FileEntry,
     Manifest,
     Part,
@@ -73,6 +82,8 @@ class BackupResult:
     duration: timedelta
     waited_for_log: timedelta
     removed_incomplete: tuple[str, ...]
+    instead: str | None = None
+    """Why it is a full backup where an incremental one was asked for."""
 
 
 def take_backup(
@@ -85,35 +96,74 @@ def take_backup(
     clock: Clock,
     progress: Progress,
     archive_patience: float = ARCHIVE_PATIENCE,
+    kind: Literal["full", "incremental"] = "full",
+    full_every: int = 0,
 ) -> BackupResult:
-    """Make a full backup of the server at `dsn`. Raises BackupError; then nothing is left that lists as complete.
+    """Make a backup of the server at `dsn`. Raises BackupError; then nothing is left that lists as complete.
 
     Holds the service's backup lock, and first removes what interrupted backups left behind. A log that does not get to
     the repository within `archive_patience` seconds ends the backup.
+
+    An incremental one is based on the newest backup. Where that cannot be (there is none, its chain is broken, has
+    `full_every` incremental ones already, or the server refuses), a full one is made, which begins a new chain, and the
+    result says why. Raises NoIncrementals, and makes none, where the server never makes incremental ones.
     """
     watch_start = clock.monotonic()
     with connect(dsn) as connection:
         facts = read_facts(connection)
+        if kind == "incremental":
+            require_incrementals(connection, facts)
     home = repository.service(service)
     store = home.child(facts.system_identifier)
     _refuse_what_cannot_work(facts, dsn, Log(store).read_position(), clock.wall())
-    with hold(home, "backup", purpose=f"full backup of {service}", clock=clock) as lock:
+    with hold(home, "backup", purpose=f"{kind} backup of {service}", clock=clock) as lock:
         removed = clear_incomplete(store, clock.wall())
-        backup_id = new_backup_id("full", clock.wall())
+        work = _Work(service, dsn, facts, store, binaries, settings, lock, clock, progress, archive_patience)
+        instead = None
         try:
-            started_at = _server_time(dsn)
-            with _base_backup(dsn, binaries, f"dr_pipelines {backup_id[-6:]}", archive_patience) as stream:
-                files, parts, details = _store_parts(stream, facts, store, backup_id, settings, progress)
-            stopped_at = _server_time(dsn)
+            basis = find_basis(store, facts.major, full_every) if kind == "incremental" else None
+            manifest, waited = work.make(basis)
+        except NoBasis as error:
+            instead = error.message
+            manifest, waited = work.make(None)
+    return BackupResult(manifest, timedelta(seconds=clock.monotonic() - watch_start), waited, removed, instead)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One backup that is being made, under its lock."""
+
+    service: str
+    dsn: str
+    facts: ServerFacts
+    store: Store
+    binaries: Binaries
+    settings: Settings
+    lock: Lock
+    clock: Clock
+    progress: Progress
+    archive_patience: float
+
+    def make(self, basis: Basis | None) -> tuple[Manifest, timedelta]:
+        """Make it complete; returns how long its log was waited for. Raises NoBasis where the server refuses it."""
+        store, clock, facts = self.store, self.clock, self.facts
+        kind: Literal["full", "incremental"] = "full" if basis is None else "incremental"
+        backup_id = new_backup_id(kind, clock.wall())
+        try:
+            started_at = _server_time(self.dsn)
+            files, parts, details = self._store_stream(basis, backup_id)
+            stopped_at = _server_time(self.dsn)
             waited_from = clock.monotonic()
-            _wait_for_log(Log(store), str(details["stop_segment"]), clock, archive_patience)
+            _wait_for_log(Log(store), str(details["stop_segment"]), clock, self.archive_patience)
             patiently(lambda: _refuse_foreign_log(Log(store), details), clock)
             waited = timedelta(seconds=clock.monotonic() - waited_from)
             manifest = Manifest(
+                format_version=FORMATS[kind],
                 backup_id=backup_id,
-                service=service,
+                service=self.service,
                 engine="postgres",
-                kind="full",
+                kind=kind,
+                parent=basis.parent.backup_id if basis is not None else None,
                 system_identifier=facts.system_identifier,
                 server_version=facts.version,
                 tool_version=__version__,
@@ -123,13 +173,25 @@ def take_backup(
                 parts=parts,
                 details=details,
             )
-            _complete(store, manifest, lock, clock)
+            _complete(store, manifest, self.lock, clock)
         except BaseException:
             # The error that is under way matters more than one of the tidying; the next backup tidies again.
             with contextlib.suppress(DrError, OSError):
                 delete_backup(store, backup_id)
             raise
-    return BackupResult(manifest, timedelta(seconds=clock.monotonic() - watch_start), waited, removed)
+        return manifest, waited
+
+    def _store_stream(
+        self, basis: Basis | None, backup_id: str
+    ) -> tuple[tuple[FileEntry, ...], tuple[Part, ...], dict[str, str | int]]:
+        with contextlib.ExitStack() as kept:
+            parent = kept.enter_context(basis.file()) if basis is not None else None
+            name = f"dr_pipelines {backup_id[-6:]}"
+            stream = kept.enter_context(_base_backup(self.dsn, self.binaries, name, self.archive_patience, parent))
+            if parent is not None and not stream.peek(1):
+                # Whatever the reason is, a full backup does not need what was refused, or fails with its own words.
+                raise NoBasis("pg_basebackup ended before it sent anything")
+            return _store_parts(stream, self.facts, self.store, backup_id, self.settings, self.progress)
 
 
 def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> None:
@@ -169,10 +231,12 @@ def _server_time(dsn: str) -> datetime:
 
 
 @contextlib.contextmanager
-def _base_backup(dsn: str, binaries: Binaries, name: str, archive_patience: float) -> Iterator[BinaryIO]:
+def _base_backup(
+    dsn: str, binaries: Binaries, name: str, archive_patience: float, parent: Path | None
+) -> Iterator[io.BufferedReader]:
     """What pg_basebackup writes to its standard output; raises BackupError with its own words where it fails.
 
-    The server knows it by `name`.
+    The server knows it by `name`. `parent` is the manifest that an incremental backup is based on.
     """
     command = [
         binaries["pg_basebackup"],
@@ -180,6 +244,7 @@ def _base_backup(dsn: str, binaries: Binaries, name: str, archive_patience: floa
         # Each part is hashed with SHA-256 on its way; PostgreSQL's own manifest needs no more than its default.
         "--manifest-checksums=CRC32C",
         "--label=dr_pipelines",
+        *([f"--incremental={parent}"] if parent is not None else []),
     ]
     with for_a_tool(dsn, name) as (conninfo, environment):
         process = subprocess.Popen(
@@ -190,7 +255,9 @@ def _base_backup(dsn: str, binaries: Binaries, name: str, archive_patience: floa
 
 
 @contextlib.contextmanager
-def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_patience: float) -> Iterator[BinaryIO]:
+def _reading(
+    process: subprocess.Popen[bytes], dsn: str, name: str, archive_patience: float
+) -> Iterator[io.BufferedReader]:
     """What the process writes, while it is watched; it has ended when the block does."""
     assert process.stdout is not None and process.stderr is not None
     words: list[bytes] = []
@@ -204,7 +271,7 @@ def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_pati
     )
     watcher.start()
     try:
-        yield cast(BinaryIO, process.stdout)
+        yield cast(io.BufferedReader, process.stdout)
         code = process.wait()
     except BaseException as error:
         process.kill()
@@ -217,7 +284,7 @@ def _reading(process: subprocess.Popen[bytes], dsn: str, name: str, archive_pati
             ) from error
         said = b"".join(words).decode(errors="replace").strip()
         if isinstance(error, BackupError) and said:
-            raise BackupError(f"pg_basebackup failed: {said}") from error
+            raise type(error)(f"pg_basebackup failed: {said}") from error
         raise
     finally:
         over.set()
@@ -273,7 +340,7 @@ def _store_parts(
                 continue
             entry = FileEntry(path=member.path, kind=member.kind, mode=member.mode, size=member.size)
             index = writer.add(entry)
-            if member.path == "backup_manifest":
+            if member.path == OWN_MANIFEST:
                 own_manifest = stream.read(member.size)
                 writer.copy(io.BytesIO(own_manifest), index, member.size)
             elif member.kind == "file":

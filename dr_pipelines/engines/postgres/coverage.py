@@ -9,6 +9,7 @@ from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position
 from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.errors import NotCovered, ObjectCorrupt, RepositoryError, RestoreError
+from dr_pipelines.repository.chains import chain_of, restorable
 from dr_pipelines.repository.manifest import Manifest, survey_backups
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_moment
@@ -34,6 +35,8 @@ class Coverage:
     """What the agent said last; None where it never did, or where that cannot be read."""
     doubts: tuple[str, ...]
     """What else could not be read, and is gone on without: damaged manifests of other backups, the position."""
+    links: tuple[Manifest, ...]
+    """What a restore of it needs, oldest first: it alone, or the chain that an incremental backup is the last of."""
 
     @property
     def segment_size(self) -> int:
@@ -54,7 +57,7 @@ def newest_system(service_store: Store) -> Store:
     newest: tuple[datetime, str] | None = None
     damaged: list[tuple[str, RepositoryError]] = []
     for name in systems(service_store):
-        survey = survey_backups(service_store.child(name))
+        survey = restorable(survey_backups(service_store.child(name)))
         damaged += survey.damaged
         for manifest in survey.complete[:1]:
             if newest is None or manifest.stopped_at > newest[0]:
@@ -72,11 +75,12 @@ def _no_backup(store: Store, damaged: Iterable[tuple[str, RepositoryError]]) -> 
 def choose(store: Store, target_time: datetime | None, backup_id: str | None = None) -> Coverage:
     """What a restore to `target_time`, or to the latest point, takes: the newest backup that will do.
 
-    With `backup_id` it is that one, where it will do: a restore that goes on has begun with it. A hole in the log is no
-    error here: the coverage ends before it and says what is lost. Raises NotCovered with the covered range for a time
-    outside of it, RestoreError where there is no complete backup.
+    With `backup_id` it is that one, where it will do: a restore that goes on has begun with it. An incremental backup
+    whose chain is broken does not do; that is one of the doubts. A hole in the log is no error here: the coverage ends
+    before it and says what is lost. Raises NotCovered with the covered range for a time outside of it, RestoreError
+    where there is no complete backup.
     """
-    survey = survey_backups(store)
+    survey = restorable(survey_backups(store))
     backups = survey.complete
     if not backups:
         raise _no_backup(store, survey.damaged)
@@ -86,7 +90,8 @@ def choose(store: Store, target_time: datetime | None, backup_id: str | None = N
     chosen = max(begun_with or usable or backups, key=lambda manifest: manifest.stopped_at)
     coverage = cover(store, chosen, earliest)
     damaged = tuple(f"the backup {name} cannot be used: {error.message}" for name, error in survey.damaged)
-    coverage = replace(coverage, doubts=(*damaged, *coverage.doubts))
+    links = chain_of(chosen, survey).backups
+    coverage = replace(coverage, doubts=(*damaged, *coverage.doubts), links=links)
     if target_time is not None:
         latest = coverage.recovery_point or coverage.manifest.stopped_at
         if not usable or target_time > latest:
@@ -122,7 +127,8 @@ def cover(store: Store, manifest: Manifest, earliest: datetime | None = None) ->
         gap += f"; what was written from about {format_moment(lost_from)} to {until} is lost"
         recovery_point = min(lost_from, recovery_point) if recovery_point else lost_from
     proven_lsn = position.recovery_lsn if position is not None and gap is None else None
-    return Coverage(manifest, chain, earliest or manifest.stopped_at, recovery_point, proven_lsn, gap, position, doubts)
+    earliest = earliest or manifest.stopped_at
+    return Coverage(manifest, chain, earliest, recovery_point, proven_lsn, gap, position, doubts, (manifest,))
 
 
 def _position(store: Store) -> tuple[Position | None, tuple[str, ...]]:

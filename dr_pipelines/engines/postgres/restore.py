@@ -35,6 +35,8 @@ def restore_files(
 
     Raises ObjectCorrupt or ObjectMissing, which name the object, where a part is not what the manifest says.
     """
+    if manifest.parent is not None:
+        raise RestoreError(f"{manifest.backup_id} is incremental, and this version restores only full backups")
     if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] in OURS]:
         raise RestoreError(f"the backup {manifest.backup_id} holds {strangers[0]}, where a restore keeps its own notes")
     reader = PartReader(

@@ -25,8 +25,9 @@ from dr_pipelines.engines.postgres.wal import (
     read_header,
 )
 from dr_pipelines.errors import ObjectCorrupt, ObjectMissing, RestoreError
+from dr_pipelines.repository.chains import chain_of
 from dr_pipelines.repository.envelope import check
-from dr_pipelines.repository.manifest import BackupSurvey, Manifest, Part
+from dr_pipelines.repository.manifest import BackupSurvey, Manifest, Part, survey_backups
 from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_bytes
@@ -47,9 +48,18 @@ class Verification:
 
 
 def verify(
-    store: Store, manifest: Manifest, *, workers: int, progress: Progress, among: BackupSurvey | None = None
+    store: Store,
+    manifest: Manifest,
+    *,
+    workers: int,
+    progress: Progress,
+    among: BackupSurvey | None = None,
+    chain: bool = True,
 ) -> Verification:
     """Read every part of the backup and every file of the log that follows it.
+
+    Of an incremental backup every part of its chain is read, unless `chain` is off, and `chain_is_whole` says whether
+    each backup is there that it is based on.
 
     Checks `parts_are_what_was_stored`, `log_is_whole` (no segment missing from the backup to the newest; a hole names
     the missing ones and the time that is lost), `log_files_are_what_was_stored` and, where the backup's own log is
@@ -57,7 +67,10 @@ def verify(
     Where the backup was chosen `among` others because it is the newest, `manifests_are_what_was_stored` says whether
     one that cannot be read was passed over; where the agent's position is damaged, `position_is_what_was_stored` fails.
     """
-    total = manifest.stored_bytes
+    links = chain_of(manifest, among or survey_backups(store)) if manifest.parent is not None else None
+    backups = links.backups if links is not None and chain else (manifest,)
+    wanted = [part for backup in backups for part in backup.parts]
+    total = sum(backup.stored_bytes for backup in backups)
     done = 0
     bad: list[str] = []
 
@@ -73,7 +86,7 @@ def verify(
         return None
 
     with ThreadPoolExecutor(workers, "verify") as pool:
-        for part, problem in zip(manifest.parts, pool.map(read_part, manifest.parts), strict=True):
+        for part, problem in zip(wanted, pool.map(read_part, wanted), strict=True):
             done += part.stored_size
             progress(done, total)
             if problem is not None:
@@ -81,9 +94,12 @@ def verify(
     parts = Check(
         "parts_are_what_was_stored",
         not bad,
-        _named(bad) or f"{len(manifest.parts)} parts, {format_bytes(manifest.stored_bytes)} stored",
+        _named(bad) or f"{len(wanted)} parts, {format_bytes(total)} stored",
     )
     others = _others(among) if among is not None else ()
+    if links is not None:
+        detail = links.broken or f"{len(links.backups)} backups, from {links.backups[0].backup_id} on"
+        others += (Check("chain_is_whole", links.broken is None, detail),)
     try:
         coverage = patiently(lambda: cover(store, manifest))
     except (RestoreError, ObjectCorrupt) as error:
