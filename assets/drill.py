@@ -22,6 +22,11 @@ class DrillForm(dg.Config):
     archive_timeout: str = Field(
         default="10s", description="The longest that a log segment stays open: bounds what is lost. Such as 10s or 1m."
     )
+    log: str = Field(
+        default="archive",
+        description="How the log leaves the host: archive; stream (the agent is lost with the host); synchronous (the "
+        "agent is on a host that survives, and commits wait for it).",
+    )
     seed: int | None = Field(default=None, description="Draws the moment of the loss; left empty: any, and it is told.")
     reason: str = Field(default="drill", description="Why, in a few words; it stands in the record.")
     major: int | None = Field(default=None, description="PostgreSQL's major version; left empty: the newest there is.")

@@ -4,6 +4,7 @@ import logging
 import random
 import signal
 import threading
+from dataclasses import replace
 
 from dr_pipelines.agent.journal import configure, say
 from dr_pipelines.agent.receiver import Stream, slot_of
@@ -15,9 +16,6 @@ from dr_pipelines.settings import Settings, load_settings
 from dr_pipelines.timing import SystemClock
 
 __all__ = ["serve"]
-
-_STREAM_SAMPLES = 0.5
-"""Seconds between two questions to a server whose log is streamed: what is stored is proven by the next."""
 
 
 def serve(service: str, *, sandbox: str | None = None, stream: bool = False) -> int:
@@ -40,9 +38,9 @@ def serve(service: str, *, sandbox: str | None = None, stream: bool = False) -> 
                 store=repository.service(service),
                 dsn=settings.dsn_of(service),
                 level=settings.compression_level,
-                stream=_stream(settings, service) if stream or settings.streams(service) else None,
-                sample_every=_STREAM_SAMPLES if stream or settings.streams(service) else 1.0,
             )
+            if stream or settings.streams(service):
+                options = replace(options, stream=_stream(settings, service), sample_every=0.5, heartbeat=1.0)
             run_agent(options, clock=SystemClock(), stop=stop)
     except DrError as error:
         say("failed", logging.ERROR, code=error.code, error=str(error))

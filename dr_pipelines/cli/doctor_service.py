@@ -4,11 +4,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
 
+from dr_pipelines.agent.receiver import slot_of
 from dr_pipelines.agent.spool import Spool
 from dr_pipelines.cli.doctor_machine import look, look_at_room
 from dr_pipelines.engines.findings import Finding, Level
@@ -16,10 +18,12 @@ from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.exposure import HEARTBEAT_LIMIT, read_exposure
 from dr_pipelines.engines.postgres.inspect import judge_missing, judge_setup, read_setup
+from dr_pipelines.engines.postgres.inspect_streaming import judge_streaming, read_streaming
 from dr_pipelines.engines.postgres.log import Log
-from dr_pipelines.engines.postgres.position import Position, ServerState
+from dr_pipelines.engines.postgres.position import LogMode, Position, ServerState
 from dr_pipelines.engines.postgres.privileges import missing_privileges
 from dr_pipelines.engines.verdict import Verdict
+from dr_pipelines.errors import RepositoryError
 from dr_pipelines.plan import Plan, Service
 from dr_pipelines.plan.schedule import last_due
 from dr_pipelines.processes.postgres import find_binaries
@@ -43,7 +47,7 @@ def look_at_service(
     service = next((entry for entry in plan.services if entry.name == name), None) if plan is not None else None
     rpo = plan.objectives(service).rpo if plan is not None and service is not None else None
     dsn = settings.dsn_of(name)
-    yield from look(name, "the server", lambda: _server(settings, service, name, dsn, rpo))
+    yield from look(name, "the server", lambda: _server(settings, service, name, dsn, rpo, store))
     yield from look(name, "the spool", lambda: _spool(name, settings.spool_of(name), dsn))
     if store is not None:
         yield from look(name, "the agent", lambda: _agent(name, store, clock.wall(), expected=dsn is not None))
@@ -52,7 +56,12 @@ def look_at_service(
 
 
 def _server(
-    settings: Settings, service: Service | None, name: str, dsn: str | None, rpo: timedelta | None
+    settings: Settings,
+    service: Service | None,
+    name: str,
+    dsn: str | None,
+    rpo: timedelta | None,
+    store: Store | None,
 ) -> Iterator[Finding]:
     if dsn is None:
         unset = variable("dsn", name)
@@ -62,6 +71,7 @@ def _server(
     with connect(dsn) as connection:
         try:
             setup = read_setup(connection, dsn)
+            streaming = read_streaming(connection, slot_of(name))
         except psycopg.errors.InsufficientPrivilege as error:
             seen = f"the role of the DSN may not look: {error.diag.message_primary}"
             mend = "what it lacks is named below; dr init makes a role with what is needed"
@@ -69,7 +79,14 @@ def _server(
             yield from judge_missing(missing_privileges(connection), name)
             return
     limit = service.backup.archive_timeout if service is not None and service.backup is not None else None
-    yield from judge_setup(setup, name, spool=settings.spool_of(name), archive_timeout=limit, rpo=rpo)
+    position = None
+    with suppress(RepositoryError):  # said with the agent
+        position = _newest_position(store) if store is not None else None
+    streams = settings.streams(name) or (position is not None and position.mode is LogMode.STREAM)
+    spool = settings.spool_of(name)
+    yield from judge_setup(setup, name, spool=spool, archive_timeout=limit, rpo=rpo, streams=streams)
+    here = position is not None and position.agent_host == socket.gethostname() and _is_here(dsn)
+    yield from judge_streaming(streaming, name, streams=streams, rpo=rpo, agent_is_here=here)
 
     def binaries() -> Iterator[Finding]:
         found = find_binaries(settings, setup.facts.major)
@@ -132,8 +149,7 @@ def _is_here(dsn: str) -> bool:
 
 
 def _agent(name: str, store: Store, now: datetime, *, expected: bool) -> Iterator[Finding]:
-    told = [Log(store.child(system)).read_position() for system in systems(store)]
-    newest: Position | None = max((each for each in told if each), key=lambda each: each.heartbeat_at, default=None)
+    newest = _newest_position(store)
     start = f"dr agent --service {name}, kept up by a supervisor, on the database's host"
     if newest is None:
         yield Finding(name, "the agent", Level.PROBLEM if expected else Level.OFF, "never heard of", start)
@@ -149,6 +165,11 @@ def _agent(name: str, store: Store, now: datetime, *, expected: bool) -> Iterato
         yield Finding(name, "the agent", Level.WARNING, f"{seen}; {newest.problem}", "its log says more")
     else:
         yield Finding(name, "the agent", Level.OK, seen)
+
+
+def _newest_position(store: Store) -> Position | None:
+    told = [Log(store.child(system)).read_position() for system in systems(store)]
+    return max((each for each in told if each), key=lambda each: each.heartbeat_at, default=None)
 
 
 def _exposure(name: str, store: Store, now: datetime, rpo: timedelta | None, *, expected: bool) -> Iterator[Finding]:

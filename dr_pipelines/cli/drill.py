@@ -37,6 +37,8 @@ app = typer.Typer(help="Lose something on purpose, measured.", no_args_is_help=T
 
 SLACK = timedelta(seconds=4)
 """What is lost may be this much older than archive_timeout: a segment is still to be written, spooled and shipped."""
+STREAM_LIMIT = timedelta(seconds=5)
+"""What is lost may be this old where the log is streamed: chunks are a second apart, and take their way."""
 _UNITS = {
     "": 1,
     "B": 1,
@@ -56,6 +58,7 @@ class _Form:
 
     size_bytes: int
     archive_timeout: str
+    log: str
     writers: int
     major: int | None
     keep: bool
@@ -102,6 +105,9 @@ def database(
     archive_timeout: Annotated[
         str, typer.Option("--archive-timeout", help="How long a log segment stays open at most.")
     ] = "10s",
+    log: Annotated[
+        str, typer.Option("--log", help="How the log leaves the host: archive, stream or synchronous.")
+    ] = "archive",
     writers: Annotated[int, typer.Option("--writers", min=1, max=32, help="How many writers keep it busy.")] = 3,
     times: Annotated[
         int, typer.Option("--times", min=1, help="How many drills, one after another, each with the next seed.")
@@ -119,7 +125,7 @@ def database(
     Exit code 0 where RTO, RPO and integrity are met, 3 where one is missed or unverified, 1 where the restore failed.
     """
     terminal = Terminal(as_json=as_json)
-    form = _Form(parse_size(size), archive_timeout, writers, postgres, keep)
+    form = _Form(parse_size(size), archive_timeout, log, writers, postgres, keep)
     require_dagster()
     first = seed if seed is not None else secrets.randbelow(1_000_000)
     _check(form, first)
@@ -132,8 +138,15 @@ def database(
             if times > 1:
                 _tell(terminal, drilled[-1], len(drilled), times)
     if times > 1:
-        return _report_all(terminal, drilled, parse_duration(archive_timeout) + SLACK)
+        return _report_all(terminal, drilled, _limit(form))
     return _report_one(terminal, drilled[0])
+
+
+def _limit(form: _Form) -> timedelta:
+    """How old what is lost may be, by how the log leaves the host."""
+    if form.log == "archive":
+        return parse_duration(form.archive_timeout) + SLACK
+    return STREAM_LIMIT if form.log == "stream" else timedelta(0)
 
 
 def parse_size(text: str) -> int:
@@ -182,6 +195,7 @@ def _drill(terminal: Terminal, settings: Settings, form: _Form, seed: int) -> _D
     config = {
         "size_bytes": form.size_bytes,
         "archive_timeout": form.archive_timeout,
+        "log": form.log,
         "writers": form.writers,
         "keep": form.keep,
         "seed": seed,

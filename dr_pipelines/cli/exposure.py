@@ -56,14 +56,20 @@ def _described(entry: Exposure) -> dict[str, object]:
     }
 
 
+def _exposed(entry: Exposure) -> str:
+    if entry.unknown_since is None:
+        return format_duration(entry.exposure) if entry.exposure is not None else "unknown"
+    known = f"at least {format_duration(entry.exposure)}, " if entry.exposure is not None else ""
+    return f"{known}unknown since {format_moment(entry.unknown_since)}"
+
+
 def _show(console: Console, found: list[Exposure]) -> None:
     rows = []
     for entry in found:
-        at_least = "at least " if entry.unknown_since is not None else ""
         rows.append(
             (
                 entry.service,
-                at_least + format_duration(entry.exposure) if entry.exposure is not None else "unknown",
+                _exposed(entry),
                 format_duration(entry.rpo) if entry.rpo is not None else "none promised",
                 entry.verdict.value,
                 format_moment(entry.recovery_point) if entry.recovery_point else "none",

@@ -23,7 +23,7 @@ from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer
 from dr_pipelines.errors import DrError, ExecutionError, ProcessError
 from dr_pipelines.lab import database as lab_database
-from dr_pipelines.lab.database import DATABASE, LabDatabase
+from dr_pipelines.lab.database import DATABASE, LabDatabase, LogWay
 from dr_pipelines.lab.marks import read_marks, recovered_marks
 from dr_pipelines.processes.identity import end_of
 from dr_pipelines.processes.leases import Lease
@@ -61,6 +61,11 @@ __all__ = [
 ]
 
 SCENARIO = "the database's host is lost: every process killed with SIGKILL, data and spool deleted"
+_WAYS = {
+    "archive": "",
+    "stream": ", the receiver of its log with it",
+    "synchronous": "; the receiver of its log, which every commit waits for, is on a host that survives",
+}
 _PATIENCE = 60.0
 
 
@@ -74,6 +79,7 @@ class DrillOptions:
     rate: float = 25.0
     """Rows a second, of each writer."""
     archive_timeout: timedelta = timedelta(seconds=10)
+    log: LogWay = "archive"
     seed: int = 0
     """Draws how long the writers go on before the loss."""
     major: int | None = None
@@ -125,12 +131,15 @@ def set_the_stage(around: Surroundings, options: DrillOptions, execution_id: str
             size_bytes=options.size_bytes,
             progress=lambda done, total: around.progress("loading", done, total),
             major=options.major,
+            log=options.log,
         )
         lab_database.start_agent(
             lab, options.service, leases, around.settings.as_environment(), ttl=LEASE, sandbox=execution_id
         )
         lab_database.start_writers(lab, leases, options.writers, options.rate, ttl=LEASE)
         sandbox = around.repository.sandbox(execution_id)
+        if options.log != "archive":
+            _wait_for_stream(sandbox.service(options.service), lab)
         taken = take_backup(
             options.service,
             lab.dsn("postgres"),
@@ -324,11 +333,28 @@ def _put_record(
 ) -> Record:
     isolation = (
         "a copy on this machine, made for the drill: its own server, data and network ports; "
-        f"archive_timeout {lost.options.archive_timeout.total_seconds():.0f} s, {format_bytes(lost.options.size_bytes)}"
+        f"{_how_the_log_left(lost.options)}, {format_bytes(lost.options.size_bytes)}"
     )
+    scenario = SCENARIO + _WAYS[lost.options.log]
     return put_record(
-        around, lost.execution, restored, loss, run_id, scenario=SCENARIO, isolation=isolation, errors=errors
+        around, lost.execution, restored, loss, run_id, scenario=scenario, isolation=isolation, errors=errors
     )
+
+
+def _wait_for_stream(service_store: Store, lab: LabDatabase) -> None:
+    """Return when the agent has told that it streams: without it no backup is taken."""
+
+    def told() -> bool:
+        return any(Log(service_store.child(name)).read_position() for name in coverage.systems(service_store))
+
+    if not wait_until(told, timeout=_PATIENCE, interval=0.1):
+        raise ProcessError(f"the lab's agent does not stream: {end_of(lab.folder / 'agent.log', lines=3)}")
+
+
+def _how_the_log_left(options: DrillOptions) -> str:
+    if options.log == "archive":
+        return f"archive_timeout {options.archive_timeout.total_seconds():.0f} s"
+    return "its log streamed" + (", synchronously" if options.log == "synchronous" else "")
 
 
 def _lab(folder: str) -> LabDatabase:

@@ -1,9 +1,11 @@
 """How a drill is set up, from what somebody filled in."""
 
 import secrets
+from typing import get_args
 
 from dr_pipelines.drills.database import DrillOptions
 from dr_pipelines.errors import UsageError
+from dr_pipelines.lab.database import LogWay
 from dr_pipelines.plan import Plan
 from dr_pipelines.timing import parse_duration
 
@@ -22,6 +24,7 @@ def read_options(
     writers: int,
     rate: float,
     archive_timeout: str,
+    log: str,
     seed: int | None,
     major: int | None,
     reason: str,
@@ -49,12 +52,20 @@ def read_options(
         writers=writers,
         rate=rate,
         archive_timeout=timeout,
+        log=_way(log),
         seed=seed if seed is not None else secrets.randbelow(1_000_000),
         major=major,
         reason=reason.strip() or "drill",
         requested_by=requested_by,
         keep=keep,
     )
+
+
+def _way(log: str) -> LogWay:
+    for way in get_args(LogWay):
+        if log == way:
+            return way  # type: ignore[no-any-return]
+    raise UsageError(f'log: "{log}" is none of {", ".join(get_args(LogWay))}')
 
 
 def _within(name: str, value: float, bounds: tuple[float, float]) -> None:

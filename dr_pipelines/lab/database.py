@@ -14,10 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from pydantic import TypeAdapter
 
+from dr_pipelines.agent.receiver import slot_of
 from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.errors import ProcessError
 from dr_pipelines.lab import schema
@@ -29,7 +31,11 @@ from dr_pipelines.processes.postgres import Server, find_binaries, initdb
 from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import Clock, wait_until
 
-__all__ = ["DATABASE", "LabDatabase"]
+__all__ = ["DATABASE", "LabDatabase", "LogWay"]
+
+LogWay = Literal["archive", "stream", "synchronous"]
+"""How the log leaves the host: by archive_command; streamed to an agent on the host; or streamed to an agent on a host
+that survives, which every commit waits for."""
 
 DATABASE = "hotel"
 """The database's name within the server."""
@@ -46,6 +52,7 @@ class LabDatabase:
     password: str
     archive_timeout: timedelta
     major: int
+    log: LogWay = "archive"
 
     @property
     def data(self) -> Path:
@@ -54,8 +61,8 @@ class LabDatabase:
 
     @property
     def spool(self) -> Path:
-        """Where archive_command puts log segments."""
-        return self.folder / "host" / "spool"
+        """Where archive_command, or the agent's receiver, puts log segments."""
+        return self.folder / ("receiver" if self.log == "synchronous" else "host") / "spool"
 
     @property
     def marks(self) -> Path:
@@ -96,6 +103,7 @@ def create(
     major: int | None = None,
     compressible: bool = True,
     persistent: bool = False,
+    log: LogWay = "archive",
 ) -> LabDatabase:
     """Make the host, start its server and load the hotel's data. The archive waits in the spool until an agent comes.
 
@@ -104,10 +112,10 @@ def create(
     identity = server_identity(settings)
     binaries = find_binaries(settings, major)
     folder = open_folder(settings.state_dir / "lab") / owner
-    lab = LabDatabase(owner, folder, free_port(), secrets.token_urlsafe(18), archive_timeout, binaries.major)
+    lab = LabDatabase(owner, folder, free_port(), secrets.token_urlsafe(18), archive_timeout, binaries.major, log)
     folder.mkdir()
     try:
-        for place in (folder, folder / "host", lab.spool, lab.marks):
+        for place in (folder, folder / "host", lab.spool.parent, lab.spool, lab.marks):
             open_folder(place).chmod(0o755)
         give_to(folder / "host", identity)
         give_to(lab.spool, identity)
@@ -129,7 +137,7 @@ def create(
 def start_server(
     lab: LabDatabase, settings: Settings, leases: Leases, *, ttl: timedelta, persistent: bool = False
 ) -> None:
-    """Start the host's PostgreSQL, archiving into the spool."""
+    """Start the host's PostgreSQL, archiving into the spool or made to be streamed."""
     identity = server_identity(settings)
     script = _archive_script(lab.folder / "host", identity)
     server = Server(
@@ -144,13 +152,19 @@ def start_server(
         owner=lab.owner,
         ttl=ttl,
         folders=() if persistent else (lab.folder,),
-        options={
-            "archive_mode": "on",
-            "archive_command": f"DR_SPOOL='{lab.spool}' '{script}' wal %p %f",
-            "archive_timeout": f"{int(lab.archive_timeout.total_seconds())}s",
-            "max_wal_size": "2GB",
-        },
+        options={"max_wal_size": "2GB", **(_archiving(lab, script) if lab.log == "archive" else _STREAMED)},
     )
+
+
+_STREAMED = {"archive_mode": "off", "max_slot_wal_keep_size": "4GB"}
+
+
+def _archiving(lab: LabDatabase, script: Path) -> dict[str, str]:
+    return {
+        "archive_mode": "on",
+        "archive_command": f"DR_SPOOL='{lab.spool}' '{script}' wal %p %f",
+        "archive_timeout": f"{int(lab.archive_timeout.total_seconds())}s",
+    }
 
 
 def start_agent(
@@ -162,12 +176,32 @@ def start_agent(
     ttl: timedelta,
     sandbox: str | None,
 ) -> None:
-    """Start the host's agent; `environment` tells it the repository (DR_REPOSITORY and what belongs to it)."""
+    """Start the agent; `environment` tells it the repository (DR_REPOSITORY and what belongs to it).
+
+    Where commits are to wait for it, they do when this returns. Raises ProcessError where it does not come that far.
+    """
     argv = [sys.executable, "-m", "dr_pipelines.agent", "--service", service]
+    if lab.log != "archive":
+        argv.append("--stream")
     if sandbox is not None:
         argv += ["--sandbox", sandbox]
     own = {variable("dsn", service): lab.dsn("postgres"), variable("spool", service): str(lab.spool)}
     leases.start(argv, kind="agent", owner=lab.owner, env={**environment, **own}, log=lab.folder / "agent.log", ttl=ttl)
+    if lab.log == "synchronous":
+        _wait_for_each_commit(lab, slot_of(service))
+
+
+def _wait_for_each_commit(lab: LabDatabase, receiver: str) -> None:
+    with connect(lab.dsn("postgres")) as connection:
+        streaming = "SELECT count(*) FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
+        if not wait_until(lambda: connection.execute(streaming, (receiver,)).fetchone() == (1,), timeout=30):
+            raise ProcessError(f"the lab's agent does not stream: {end_of(lab.folder / 'agent.log', lines=3)}")
+        # Not before: commits would wait for nobody.
+        connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{receiver}'".encode())
+        connection.execute("SELECT pg_reload_conf()")
+        synchronous = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
+        if not wait_until(lambda: connection.execute(synchronous).fetchone() == (1,), timeout=30):
+            raise ProcessError("the lab's server does not take its agent for a synchronous standby")
 
 
 def start_writers(lab: LabDatabase, leases: Leases, count: int, rate: float, *, ttl: timedelta) -> None:
@@ -204,8 +238,12 @@ def is_up(lab: LabDatabase, leases: Leases) -> bool:
 
 
 def kill_host(lab: LabDatabase, leases: Leases, clock: Clock) -> datetime:
-    """SIGKILL every process of the host. Returns the moment before the first kill."""
-    host = [lease for kind in ("postgres", "agent") for lease in leases.of(lab.owner, kind)]
+    """SIGKILL every process of the host. Returns the moment before the first kill.
+
+    The agent first: it is to save nothing that the server wrote last. One on a host of its own goes on.
+    """
+    kinds = ("postgres",) if lab.log == "synchronous" else ("agent", "postgres")
+    host = [lease for kind in kinds for lease in leases.of(lab.owner, kind)]
     moment = clock.wall()
     for lease in host:
         leases.kill(lease)
@@ -213,7 +251,7 @@ def kill_host(lab: LabDatabase, leases: Leases, clock: Clock) -> datetime:
 
 
 def delete_host(lab: LabDatabase) -> None:
-    """Delete the host's data and its spool. Idempotent; what an interruption left is deleted too."""
+    """Delete the host's data and what else is on it. Idempotent; what an interruption left is deleted too."""
     while (lab.folder / "host").exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(lab.folder / "host")

@@ -14,6 +14,7 @@ from pathlib import Path
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.postgres import coverage, target
 from dr_pipelines.engines.postgres import validate as postgres_validate
+from dr_pipelines.engines.postgres.draining import await_drained
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer, start_recovered
 from dr_pipelines.engines.postgres.restore import restore_files
@@ -175,8 +176,13 @@ def assess(
     allow_gap: bool = True,
     backup_id: str | None = None,
 ) -> Assessment:
-    """Step 1: which backup and which of the log, how far that leads, what it will take. Changes nothing."""
+    """Step 1: which backup and which of the log, how far that leads, what it will take. Changes nothing.
+
+    An agent that streams the log and has survived its server gets the time to store what it had received.
+    """
     with steps_of(around, execution, run_id).step("assess") as tell:
+        if await_drained(Log(_store(around, execution)), around.clock) is False:
+            around.notes.warning("the agent has received more of the log than it has stored; what it has may be lost")
         assessment = plan_restore(around, execution, destination, backup_id)
         if assessment.gap:
             if not allow_gap:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from dr_pipelines.agent.receiver import Stream
 from dr_pipelines.engines.postgres.chunks import reach
 from dr_pipelines.engines.postgres.connection import scalar
+from dr_pipelines.engines.postgres.inspect_streaming import judge_streaming, read_streaming
 from dr_pipelines.engines.postgres.position import LogMode, Position
 from dr_pipelines.engines.postgres.wal import Lsn, Segment
 from dr_pipelines.processes.identity import give_to
@@ -337,3 +339,33 @@ def test_a_second_server_of_the_same_system_does_not_get_into_the_first_ones_chu
     position = newest.agents.await_position(lambda position: position.problem, newest.system)
     assert "not what this server has sent" in str(position.problem)
     assert {info.key: log.store.get(info.key) for info in log.store.list("log/")} == before
+
+
+def test_a_receiver_that_does_not_flush_and_whom_commits_wait_for_is_found(newest: Host) -> None:
+    caught_up(newest)
+    newest.agents.stop()
+    tool = find_client_binaries(Settings(), newest.server.binaries.major)["pg_receivewal"]
+    folder = newest.agents.spool / "theirs"
+    folder.mkdir()
+    dsn = f"{newest.server.dsn()} application_name=theirs"
+    theirs = subprocess.Popen([tool, f"--directory={folder}", f"--dbname={dsn}"], stderr=subprocess.DEVNULL)
+    try:
+        newest.do("ALTER SYSTEM SET synchronous_standby_names = 'theirs'")
+        newest.do("SELECT pg_reload_conf()")
+        connected = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'theirs' AND state = 'streaming'"
+        assert wait_until(lambda: newest.ask(connected) == 1, timeout=20)
+        with newest.connect() as connection:
+            found = judge_streaming(
+                read_streaming(connection, SLOT), "database", streams=False, rpo=None, agent_is_here=False
+            )
+        (finding,) = [finding for finding in found if finding.looked_at == "synchronous commits"]
+        assert "no commit comes back" in finding.seen
+        writing = threading.Thread(target=newest.do, args=["CREATE TABLE never_confirmed (n int)"])
+        writing.start()
+        waiting = "SELECT max(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        assert wait_until(lambda: newest.ask(waiting), timeout=20)
+        newest.ask(f"SELECT pg_cancel_backend(({waiting}))")
+        writing.join(timeout=20)
+    finally:
+        theirs.kill()
+        theirs.wait()

@@ -9,6 +9,7 @@ import pytest
 from dr_pipelines.drills import database as drill
 from dr_pipelines.errors import ExecutionError
 from dr_pipelines.lab import database as lab_database
+from dr_pipelines.lab.database import LogWay
 from dr_pipelines.repository.identifiers import timed_id
 from dr_pipelines.runbooks import database_restore as runbook
 from dr_pipelines.runbooks.execution import Execution, Journal
@@ -75,3 +76,19 @@ def test_interrupted_before_its_moment_was_written_down_it_is_given_up(
 
     with pytest.raises(ExecutionError, match="since when was not written down"):
         drill.lose_database(around, stage)
+
+
+@pytest.mark.parametrize(("way", "limit"), [("stream", timedelta(seconds=5)), ("synchronous", timedelta(0))])
+def test_a_streamed_log_loses_seconds_and_a_synchronous_one_nothing(way: LogWay, limit: timedelta) -> None:
+    with archived.state() as settings, archived.open_to_all() as folder:
+        around = runbook.surroundings(
+            settings.model_copy(update={"repository": str(folder / "repository")}),
+            logging.getLogger("tests"),
+            create=True,
+        )
+        options = drill.DrillOptions(size_bytes=1_000_000, writers=2, log=way, archive_timeout=timedelta(seconds=1))
+        staged = drill.set_the_stage(around, options, timed_id("drill", SystemClock().wall()))
+        record = drill.carry_out(around, drill.lose_database(around, staged), None)
+        assert record.rpo_seconds is not None and timedelta(seconds=record.rpo_seconds) <= limit, record
+        assert record.rows is not None and record.rows.acknowledged > 0
+        assert record.verdicts.integrity == "met"

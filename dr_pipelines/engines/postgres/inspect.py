@@ -93,15 +93,27 @@ def _read_archiver(connection: Connection, facts: ServerFacts) -> ArchiverState:
 
 
 def judge_setup(
-    setup: Setup, area: str, *, spool: Path, archive_timeout: timedelta | None, rpo: timedelta | None
+    setup: Setup,
+    area: str,
+    *,
+    spool: Path,
+    archive_timeout: timedelta | None,
+    rpo: timedelta | None,
+    streams: bool = False,
 ) -> tuple[Finding, ...]:
-    """What the setup means. `spool` is where the agent looks, `archive_timeout` what the plan allows at most."""
+    """What the setup means. `spool` is where the agent looks, `archive_timeout` what the plan allows at most.
+
+    Where the agent streams the log, who else archives it is nobody's business here.
+    """
     facts = setup.facts
-    found = [
+    archiving = (
         _archive_mode(facts),
         _archive_command(facts, spool),
         _archive_timeout(facts, archive_timeout, rpo),
         _archiver(setup.archiver),
+    )
+    found = [
+        *(archiving if not streams else ()),
         _base_backup(setup),
         _tablespaces(facts),
         _durability(setup),

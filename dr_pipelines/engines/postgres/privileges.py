@@ -19,6 +19,8 @@ FUNCTIONS = {
     "pg_control_system()": "backups and the agent: which cluster it is",
     "pg_current_snapshot()": "the agent: the recovery point",
     "pg_current_wal_insert_lsn()": "the agent: the recovery point",
+    "pg_current_wal_lsn()": "the agent and the doctor: what a streamed log's slot holds",
+    "pg_get_replication_slots()": "the agent and the doctor: what a streamed log's slot holds",
     "pg_is_in_recovery()": "backups: a standby is refused",
     "pg_show_all_settings()": "backups and the agent: the size of a log segment",
     "pg_size_bytes(text)": "backups: how much log there may be",
@@ -28,6 +30,7 @@ FUNCTIONS = {
     "pg_stat_get_archiver()": "the doctor: whether the archiver works",
     "pg_stat_get_progress_info(text)": "backups: whether one waits for the archive in vain",
     "pg_tablespace_size(oid)": "backups: how far one has come",
+    "pg_wal_lsn_diff(pg_lsn,pg_lsn)": "the agent and the doctor: what a streamed log's slot holds",
     "pg_walfile_name(pg_lsn)": "the agent: on which timeline the server is",
 }
 """The functions that are called as the role, directly or by a view, and what breaks where it may not."""

@@ -147,3 +147,9 @@ def test_an_archiver_that_is_behind_is_told_of() -> None:
 )
 def test_the_spool_that_a_command_names(command: str, spool: Path | None) -> None:
     assert spool_of_command(command) == spool
+
+
+def test_who_archives_a_streamed_log_is_nobodys_business() -> None:
+    theirs = replace(GOOD, facts=replace(FACTS, archive_command="pgbackrest archive-push %p", archive_timeout=0))
+    found = judge_setup(theirs, "database", spool=SPOOL, archive_timeout=None, rpo=None, streams=True)
+    assert [finding for finding in found if finding.level is not Level.OK] == []

@@ -58,7 +58,7 @@ def problems(source: archived.Source) -> list[Finding]:
 def sample(source: archived.Source) -> None:
     """What the agent asks."""
     with psycopg.connect(dsn_of(source), autocommit=True) as connection:
-        ask(connection)
+        ask(connection, "dr_database")
 
 
 def watch(source: archived.Source) -> None:
