@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from dr_pipelines.engines.writeback import Writeback
 from dr_pipelines.errors import BackupError, ObjectCorrupt, RestoreError
 from dr_pipelines.processes.proc import boot_id
 from dr_pipelines.repository.envelope import Envelope, unwrap_into, wrap
@@ -156,8 +157,28 @@ class PartReader:
         self._stop = threading.Event()
         self._done_bytes = 0
 
-    def restore(self, progress: Progress) -> int:
-        """Write everything; returns the number of parts that were fetched now. Everything is on disk on return."""
+    def restore(self, progress: Progress, meanwhile: Callable[[int], None] = lambda fetched: None) -> int:
+        """Write everything; returns the number of parts that were fetched now. Everything is on disk on return.
+
+        `meanwhile` is called with that number when all is written, while the last of it is brought to disk.
+        """
+        with Writeback(self._target) as writeback:
+            fetched = self._write(writeback, progress)
+            with ThreadPoolExecutor(1, "writeback") as pool:
+                on_disk = pool.submit(self._finish, writeback)
+                meanwhile(fetched)
+                on_disk.result()
+        return fetched
+
+    def _finish(self, writeback: Writeback) -> None:
+        try:
+            writeback.finish()
+        except OSError:
+            # What the disk refused, the page cache may show until it is needed, and the kernel tells of it only once.
+            self._journal.unlink()
+            raise
+
+    def _write(self, writeback: Writeback, progress: Progress) -> int:
         done = self._already_done()
         if not done:
             self._clear()
@@ -172,14 +193,13 @@ class PartReader:
         draft.write_text("".join(f"{line}\n" for line in (boot_id(), *sorted(done))))
         draft.rename(self._journal)
         with open(self._journal, "ab", buffering=0) as journal, ThreadPoolExecutor(self._workers, "part") as pool:
-            workers = [pool.submit(self._restore_run, run, journal, progress) for run in runs]
+            workers = [pool.submit(self._restore_run, run, journal, writeback, progress) for run in runs]
             try:
                 for worker in workers:
                     worker.result()
             except BaseException:
                 self._stop.set()
                 raise
-        _sync_file_system(self._target)
         return len(todo)
 
     def _already_done(self) -> set[int]:
@@ -216,12 +236,12 @@ class PartReader:
             if self._owner is not None:
                 os.chown(path, *self._owner, follow_symlinks=False)
 
-    def _restore_run(self, run: Sequence[int], journal: BinaryIO, progress: Progress) -> None:
+    def _restore_run(self, run: Sequence[int], journal: BinaryIO, writeback: Writeback, progress: Progress) -> None:
         parts = [self._manifest.parts[number] for number in run]
         buffer = bytearray(max(part.raw_size for part in parts))
         scratch = bytearray(1 << 20)
         try:
-            with _Files(self._target, self._manifest.files) as files:
+            with _Files(self._target, self._manifest.files, writeback) as files:
                 for number, part in zip(run, parts, strict=True):
                     if self._stop.is_set():
                         return
@@ -252,8 +272,8 @@ class PartReader:
 class _Files:
     """The files of one worker's run: the last one stays open, since ranges of a file follow one another."""
 
-    def __init__(self, target: Path, entries: Sequence[FileEntry]) -> None:
-        self._target, self._entries = target, entries
+    def __init__(self, target: Path, entries: Sequence[FileEntry], writeback: Writeback) -> None:
+        self._target, self._entries, self._writeback = target, entries, writeback
         self._open: tuple[int, int] | None = None
 
     def __enter__(self) -> "_Files":
@@ -267,25 +287,13 @@ class _Files:
             self._close()
             path = self._target / self._entries[file].path
             self._open = (file, os.open(path, os.O_WRONLY | os.O_NOFOLLOW))
+        start, size = offset, len(data)
         while data:
             written = os.pwrite(self._open[1], data, offset)
             data, offset = data[written:], offset + written
+        self._writeback.begin(self._open[1], start, size)
 
     def _close(self) -> None:
         if self._open is not None:
             os.close(self._open[1])
             self._open = None
-
-
-def _sync_file_system(folder: Path) -> None:
-    """Bring everything written below `folder` to disk with one call instead of one for each of thousands of files."""
-    import ctypes
-
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        library = ctypes.CDLL(None, use_errno=True)
-        if library.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(descriptor)

@@ -47,13 +47,16 @@ def restore_files(
         owner=(identity.uid, identity.gid) if identity is not None else None,
         workers=workers,
     )
-    fetched = reader.restore(progress)
     note = target / PRIVATE / _VERIFIED
-    # Once the server has been started on the files, they are no longer those of the backup.
-    if fetched or not note.exists():
-        draft = note.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(_verify(target, binaries, identity))))
-        draft.replace(note)
+
+    def verify(fetched: int) -> None:
+        # Once the server has been started on the files, they are no longer those of the backup.
+        if fetched or not note.exists():
+            draft = note.with_suffix(".draft")
+            draft.write_text(json.dumps(asdict(_verify(target, binaries, identity))))
+            draft.replace(note)
+
+    fetched = reader.restore(progress, meanwhile=verify)
     return fetched, Check(**json.loads(note.read_text()))
 
 
