@@ -28,6 +28,8 @@ to do next, and whether trying the same again can help.
 
 import re
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class DrError(Exception):
     """What went wrong, with what, and what to do about it.
@@ -40,7 +42,8 @@ class DrError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        # Some of it comes from repositories and servers: nothing in it may steer a terminal.
+        self.message = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", message)
         self.hint = hint
 
     @property

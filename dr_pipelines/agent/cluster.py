@@ -6,11 +6,12 @@ from datetime import datetime
 
 from dr_pipelines.agent.journal import say
 from dr_pipelines.engines.postgres.chain import by_segment
+from dr_pipelines.engines.postgres.details import check_details
 from dr_pipelines.engines.postgres.log import Chain, Log, Stored
 from dr_pipelines.engines.postgres.position import LogMode, Position, RecoveryPointTracker, Sample
 from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Segment, kind_of, parse_history, read_header
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing
-from dr_pipelines.repository.manifest import read_manifest
+from dr_pipelines.repository.manifest import backup_ids, read_manifest
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import Clock
 
@@ -228,12 +229,11 @@ class Cluster:
         return self.log.chain(first.start, first.timeline, self.segment_size)
 
     def _newest_backup(self) -> _Start | None:
-        for name in reversed(self.log.store.names("backups")):
-            backup_id = name.removesuffix("/")
+        for backup_id in reversed(backup_ids(self.log.store)):
             if self._start is not None and self._start.backup_id == backup_id:
                 return self._start
             try:
-                details = read_manifest(self.log.store, backup_id).details
+                details = check_details(read_manifest(self.log.store, backup_id)).details
             except (ObjectMissing, ObjectCorrupt, FormatTooNew):
                 # Not complete, or of no use to a restore.
                 continue

@@ -11,12 +11,13 @@ from dr_pipelines.cli.opening import opened
 from dr_pipelines.cli.services import backed_up_services
 from dr_pipelines.engines.postgres.backup import BackupResult
 from dr_pipelines.engines.postgres.coverage import systems
+from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.engines.verdict import Verdict, judge_checks
 from dr_pipelines.errors import ObjectMissing, RestoreError
 from dr_pipelines.plan import load_plan
 from dr_pipelines.repository.chains import chain_of
-from dr_pipelines.repository.manifest import BackupSurvey, Manifest, read_manifest, survey_backups
+from dr_pipelines.repository.manifest import BackupSurvey, Manifest, read_manifest
 from dr_pipelines.repository.store import Store
 from dr_pipelines.runbooks.backups import back_up, require_dsn, verify_newest
 from dr_pipelines.runbooks.database_restore import Surroundings
@@ -127,7 +128,7 @@ def list_(service: AnyService = None, as_json: Json = False) -> int:
 
 
 def _survey(service: str, system: str, store: Store) -> list[dict[str, object]]:
-    survey = survey_backups(store)
+    survey = look_at_backups(store)
     bare: dict[str, object] = {"service": service, "system_identifier": system}
     found = [_described(manifest) | _in_chain(manifest, survey) for manifest in survey.complete]
     found += [{**bare, "backup_id": backup_id, "state": "incomplete"} for backup_id in survey.incomplete]

@@ -16,6 +16,7 @@ from dr_pipelines.cli.doctor_machine import look, look_at_room
 from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.coverage import systems
+from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.engines.postgres.exposure import HEARTBEAT_LIMIT, read_exposure
 from dr_pipelines.engines.postgres.inspect import judge_missing, judge_setup, read_setup
 from dr_pipelines.engines.postgres.inspect_streaming import judge_streaming, read_streaming
@@ -27,7 +28,6 @@ from dr_pipelines.errors import RepositoryError
 from dr_pipelines.plan import Plan, Service
 from dr_pipelines.plan.schedule import last_due
 from dr_pipelines.processes.postgres import find_binaries
-from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import Clock, format_ago, format_bytes, format_duration, format_moment
@@ -188,7 +188,7 @@ def _exposure(name: str, store: Store, now: datetime, rpo: timedelta | None, *, 
 
 
 def _backups(name: str, service: Service | None, store: Store, now: datetime) -> Iterator[Finding]:
-    surveys = [survey_backups(store.child(system)) for system in systems(store)]
+    surveys = [look_at_backups(store.child(system)) for system in systems(store)]
     complete = [manifest for survey in surveys for manifest in survey.complete]
     for backup_id, error in [entry for survey in surveys for entry in survey.damaged]:
         yield Finding(name, backup_id, Level.PROBLEM, f"damaged: {error.message}", f"dr backup full {name}")

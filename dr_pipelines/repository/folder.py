@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from dr_pipelines.errors import ObjectMissing, RepositoryError, RepositoryUnreachable
-from dr_pipelines.repository.store import TEMPORARY, Chunk, ObjectInfo, check_key, check_prefix
+from dr_pipelines.repository.store import (
+    LARGEST_DOCUMENT,
+    TEMPORARY,
+    Chunk,
+    ObjectInfo,
+    check_key,
+    check_prefix,
+    read_at_most,
+)
 from dr_pipelines.timing import format_bytes
 
 __all__ = ["FolderStore"]
@@ -29,7 +37,11 @@ _OLD = timedelta(days=1)
 
 
 class FolderStore:
-    """Objects as files below `path`, readable by their owner alone. See `Store`."""
+    """Objects as files below `path`, readable by their owner alone. See `Store`.
+
+    Only `path` itself may be or lie behind a link: one within the repository could lead anywhere, and what would be
+    deleted or replaced there is not the repository's. It is passed over in lists, and refused where a key leads to it.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self._top = _Top(Path(path).absolute())
@@ -70,9 +82,9 @@ class FolderStore:
         with io.BufferedReader(raw) as stream:
             yield cast(BinaryIO, stream)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int = LARGEST_DOCUMENT) -> bytes:
         with self.open(key) as stream:
-            return stream.read()
+            return read_at_most(stream, at_most)
 
     def info(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
@@ -134,6 +146,7 @@ class FolderStore:
     def clean(self, older_than: timedelta = _OLD) -> int:
         """Remove what interrupted writers left behind, by now `older_than`; returns the number of files."""
         folder, removed = self._top.path / TEMPORARY, 0
+        _refuse_link(folder)
         with _refusals("clean", folder), contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 with contextlib.suppress(FileNotFoundError):
@@ -144,7 +157,12 @@ class FolderStore:
         return removed
 
     def _path(self, key: str) -> Path:
-        return self._folder / check_key(key)
+        path = self._folder / check_key(key)
+        place = str(self._top.path)
+        for name in path.parts[len(self._top.path.parts) :]:
+            place = f"{place}/{name}"
+            _refuse_link(place)
+        return path
 
     def _walk(self, folder: str, prefix: str) -> Iterator[ObjectInfo]:
         for name in self._entries(folder):
@@ -169,7 +187,7 @@ class FolderStore:
                     return sorted(
                         f"{entry.name}/" if entry.is_dir() else entry.name
                         for entry in entries
-                        if entry.name not in _NOT_OURS
+                        if entry.name not in _NOT_OURS and not entry.is_symlink()
                     )
             except _NOT_THERE:
                 return []
@@ -178,6 +196,7 @@ class FolderStore:
     def _temporary(self, chunks: Sequence[Chunk]) -> Iterator[Path]:
         self._top.check()
         folder = self._top.path / TEMPORARY
+        _refuse_link(folder)
         path = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
         _make_folder(folder)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -249,6 +268,14 @@ class _Reading(io.FileIO):
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def _refuse_link(path: Path | str) -> None:
+    if os.path.islink(path):
+        raise RepositoryError(
+            f"{path} is a link, and there is none in a repository",
+            hint="who put it there? put the file or folder itself there, or remove the link",
+        )
 
 
 def _make_folder(path: Path) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from dr_pipelines.errors import RepositoryError
 
-__all__ = ["check_name", "kind_of", "moment_of", "timed_id"]
+__all__ = ["check_name", "is_name", "kind_of", "moment_of", "timed_id"]
 
 _TIMED = re.compile(r"(\d{8}T\d{6}Z)-([a-z][a-z0-9_-]{0,39})-[0-9a-f]{6}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
@@ -42,9 +42,14 @@ def _match(identifier: str) -> re.Match[str]:
     return match
 
 
+def is_name(name: str) -> bool:
+    """Whether this can be the name of a service, a sandbox, a lock, a backup."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str, what: str) -> str:
     """Return the name of a service, a sandbox, a lock; raises RepositoryError where it could mean anything else."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise RepositoryError(
             f"{name!r} cannot be the name of a {what}",
             hint="letters, digits, '.', '_' and '-', the first a letter or digit, 100 at most",

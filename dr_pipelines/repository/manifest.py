@@ -21,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, RepositoryError
 from dr_pipelines.repository.envelope import Codec, Encryption, known_codec
-from dr_pipelines.repository.identifiers import check_name, timed_id
+from dr_pipelines.repository.identifiers import check_name, is_name, moment_of, timed_id
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store, check_key
 
@@ -32,6 +32,7 @@ __all__ = [
     "Manifest",
     "Part",
     "Range",
+    "backup_ids",
     "clear_incomplete",
     "delete_backup",
     "list_backups",
@@ -47,7 +48,8 @@ FORMAT_VERSION = 1
 FORMATS = {"full": 1, "incremental": 2}
 """By kind, the version of a manifest's format: who knows no incrementals would take one for a whole backup."""
 _NEWEST_FORMAT = max(FORMATS.values())
-_MAX_MANIFEST = 1 << 30
+_MAX_MANIFEST = 256 << 20
+"""Bytes; some millions of files have less."""
 _MAX_PART = 1 << 30
 TOMBSTONE_STAYS = timedelta(days=7)
 """Far longer than anybody can be thought to sleep between confirming the lock and writing the manifest."""
@@ -272,7 +274,7 @@ def write_manifest(store: Store, manifest: Manifest) -> None:
     """
     key = _manifest_key(manifest.backup_id)
     data = seal(manifest.model_dump(mode="json", exclude_none=True))
-    if not store.put_if_absent(key, [data]) and store.get(key) != data:
+    if not store.put_if_absent(key, [data]) and store.get(key, at_most=_MAX_MANIFEST) != data:
         if _is_abandoned(store, manifest.backup_id):
             raise ObjectConflict(f"the backup {manifest.backup_id} was taken for dead, and its parts were removed")
         raise ObjectConflict(f"the backup {manifest.backup_id} is complete already, with another manifest")
@@ -298,12 +300,10 @@ def read_manifest(store: Store, backup_id: str) -> Manifest:
 def _read_fields(store: Store, backup_id: str, what: str) -> dict[str, object]:
     """What lies at a manifest's key: a manifest or a tombstone."""
     key = _manifest_key(backup_id)
-    info = store.info(key)
-    if info is None:
-        raise _no_backup(store, backup_id)
-    if info.size > _MAX_MANIFEST:
-        raise ObjectCorrupt(f"{what} has {info.size} bytes, which is absurd")
-    fields = unseal(store.get(key), what=what)
+    try:
+        fields = unseal(store.get(key, at_most=_MAX_MANIFEST), what=what)
+    except ObjectMissing:
+        raise _no_backup(store, backup_id) from None
     _refuse_newer(fields, what)
     return fields
 
@@ -321,7 +321,7 @@ def _is_abandoned(store: Store, backup_id: str) -> bool:
 
 def manifest_sha256(store: Store, backup_id: str) -> str:
     """The SHA-256 of a complete backup's manifest as it is stored; with the parts' hashes in it, that of the backup."""
-    return hashlib.sha256(store.get(_manifest_key(backup_id))).hexdigest()
+    return hashlib.sha256(store.get(_manifest_key(backup_id), at_most=_MAX_MANIFEST)).hexdigest()
 
 
 def _refuse_newer(fields: Mapping[str, object], what: str) -> None:
@@ -335,8 +335,9 @@ def _refuse_newer(fields: Mapping[str, object], what: str) -> None:
             raise FormatTooNew(f"{what} names a codec or encryption that this version does not know", hint=hint)
 
 
-def _backup_ids(store: Store) -> list[str]:
-    return [name.removesuffix("/") for name in store.names("backups") if name.endswith("/")]
+def backup_ids(store: Store) -> list[str]:
+    """The ids of all that may be a backup of the system, sorted; what else lies there is none of ours."""
+    return [name[:-1] for name in store.names("backups") if name.endswith("/") and is_name(name[:-1])]
 
 
 def survey_backups(store: Store) -> BackupSurvey:
@@ -345,7 +346,7 @@ def survey_backups(store: Store) -> BackupSurvey:
     missing: list[str] = []
     damaged: list[tuple[str, RepositoryError]] = []
     abandoned: list[str] = []
-    for backup_id in _backup_ids(store):
+    for backup_id in backup_ids(store):
         try:
             complete.append(read_manifest(store, backup_id))
         except ObjectMissing:
@@ -371,7 +372,7 @@ def clear_incomplete(store: Store, now: datetime) -> tuple[str, ...]:
     Their tombstones stay, and those go that have stood for `TOMBSTONE_STAYS`.
     """
     survey, removed = survey_backups(store), []
-    for backup_id in survey.incomplete:
+    for backup_id in filter(_is_ours, survey.incomplete):
         tombstone = seal({"format_version": FORMAT_VERSION, "backup_id": backup_id, _ABANDONED: True})
         # False for a tombstone that stands already, and for a manifest that came in this moment: that backup is whole.
         if store.put_if_absent(_manifest_key(backup_id), [tombstone]) or _is_abandoned(store, backup_id):
@@ -382,6 +383,15 @@ def clear_incomplete(store: Store, now: datetime) -> tuple[str, ...]:
         if info is not None and now - info.modified > TOMBSTONE_STAYS:
             store.delete(info.key)
     return tuple(removed)
+
+
+def _is_ours(backup_id: str) -> bool:
+    """Whether this project gave the id: what somebody keeps there under another name is not removed."""
+    try:
+        moment_of(backup_id)
+    except ValueError:
+        return False
+    return True
 
 
 def delete_backup(store: Store, backup_id: str) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from heapq import merge
 from typing import BinaryIO
 
-from dr_pipelines.repository.store import Chunk, ObjectInfo, Store
+from dr_pipelines.repository.store import LARGEST_DOCUMENT, Chunk, ObjectInfo, Store
 
 __all__ = ["Overlay"]
 
@@ -35,8 +35,8 @@ class Overlay:
         with self._holder(key).open(key) as stream:
             yield stream
 
-    def get(self, key: str) -> bytes:
-        return self._holder(key).get(key)
+    def get(self, key: str, *, at_most: int = LARGEST_DOCUMENT) -> bytes:
+        return self._holder(key).get(key, at_most=at_most)
 
     def info(self, key: str) -> ObjectInfo | None:
         return self._layer.info(key) or self._base.info(key)

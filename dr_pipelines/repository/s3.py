@@ -21,7 +21,14 @@ from pydantic import SecretStr
 
 from dr_pipelines.errors import ObjectMissing, RepositoryMissing
 from dr_pipelines.repository.s3_errors import code_of, refusals, status_of
-from dr_pipelines.repository.store import Chunk, ObjectInfo, check_key, check_prefix
+from dr_pipelines.repository.store import (
+    LARGEST_DOCUMENT,
+    Chunk,
+    ObjectInfo,
+    check_key,
+    check_prefix,
+    read_at_most,
+)
 
 __all__ = ["S3Store"]
 
@@ -127,9 +134,9 @@ class S3Store:
         with io.BufferedReader(_Body(response["Body"], name), 64 << 10) as stream:
             yield cast(BinaryIO, stream)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int = LARGEST_DOCUMENT) -> bytes:
         with self.open(key) as stream:
-            return stream.read()
+            return read_at_most(stream, at_most)
 
     def info(self, key: str) -> ObjectInfo | None:
         with refusals("read", self._name(key)):

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, Protocol
 
-from dr_pipelines.errors import RepositoryError
+from dr_pipelines.errors import ObjectCorrupt, RepositoryError
 
-__all__ = ["Chunk", "ObjectInfo", "Store", "check_key", "check_prefix"]
+__all__ = ["LARGEST_DOCUMENT", "Chunk", "ObjectInfo", "Store", "check_key", "check_prefix", "read_at_most"]
 
 Chunk = bytes | bytearray | memoryview
+
+LARGEST_DOCUMENT = 64 << 20
+"""Bytes of any object that is read whole, but for a manifest: none comes near, and more would only fill the memory."""
 
 TEMPORARY = ".tmp"
 """A name that no part of a key may have: a folder keeps there what is not yet an object."""
@@ -64,8 +67,8 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectMissing."""
+    def get(self, key: str, *, at_most: int = LARGEST_DOCUMENT) -> bytes:
+        """The whole object. Raises ObjectMissing, and ObjectCorrupt where it has more than `at_most` bytes."""
         ...
 
     def info(self, key: str) -> ObjectInfo | None:
@@ -101,6 +104,17 @@ class Store(Protocol):
 
 _MAX_KEY = 512
 _MAX_NAME = 255
+
+
+def read_at_most(stream: BinaryIO, at_most: int) -> bytes:
+    """What is left of the stream. Raises ObjectCorrupt where that is more than `at_most` bytes; no more are read."""
+    data = bytearray()
+    while piece := stream.read(min(1 << 20, at_most + 1 - len(data))):
+        data += piece
+        if len(data) > at_most:
+            name = getattr(stream, "name", "the object")
+            raise ObjectCorrupt(f"{name} is larger than {at_most} bytes, which is absurd")
+    return bytes(data)
 
 
 def check_key(key: str) -> str:

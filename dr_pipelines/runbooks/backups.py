@@ -5,11 +5,11 @@ from typing import Literal
 from dr_pipelines.engines.postgres.backup import BackupResult, take_backup
 from dr_pipelines.engines.postgres.connection import connect, read_facts
 from dr_pipelines.engines.postgres.coverage import newest_system
+from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.engines.postgres.verify import Verification, verify
 from dr_pipelines.errors import ConfigurationError
 from dr_pipelines.plan import FULL_EVERY
 from dr_pipelines.processes.postgres import find_binaries
-from dr_pipelines.repository.manifest import survey_backups
 from dr_pipelines.runbooks.database_restore import Surroundings
 from dr_pipelines.settings import Settings, variable
 
@@ -69,7 +69,7 @@ def verify_newest(around: Surroundings, service: str, *, chain: bool = True) -> 
     Raises RestoreError where there is none.
     """
     store = newest_system(around.repository.service(service))
-    survey = survey_backups(store)
+    survey = look_at_backups(store)
     manifest = survey.complete[0]
     return verify(
         store,

@@ -287,7 +287,7 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
                 place,
                 find_binaries(around.settings, assessment.major),
                 around.leases,
-                Log(store),
+                Log(store, segment_size=int(manifest.details["wal_segment_size"])),
                 assessment.files,
                 superuser=str(manifest.details["superuser"]),
                 owner=assessment.execution.id,

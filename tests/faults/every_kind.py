@@ -21,10 +21,16 @@ from dr_pipelines.repository.store import Store
 from dr_pipelines.runbooks.execution import Event, EventKind, Execution, Journal
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock
+from tests import archived
 
 SERVICE, SYSTEM = "database", 7340000000000000001
 SIZE = 1 << 20
-FILES = {"PG_VERSION": b"18\n", "base/1/16384": os.urandom(150_000), "global/pg_control": bytes(8192)}
+FILES = {
+    "PG_VERSION": b"18\n",
+    "backup_label": b"START WAL LOCATION: 0/500028 (file 000000010000000000000005)\n",
+    "base/1/16384": os.urandom(150_000),
+    "global/pg_control": bytes(8192),
+}
 PLAN = """\
 plan_version: 1
 tiers: [{name: critical, title: Critical, rto: 1h, rpo: 5m}]
@@ -96,6 +102,17 @@ class EveryKind:
         for found in self.repository.store.list("services/"):
             if found.key.endswith("manifest.json") and text.encode() in self.repository.store.get(found.key):
                 yield found.key
+
+    def copy(self, folder: Path) -> "EveryKind":
+        """The same once more, in a new folder."""
+        copied = EveryKind(archived.copy_of(self.repository, folder))
+        copied.older, copied.newer, copied.execution, copied.record = (
+            self.older,
+            self.newer,
+            self.execution,
+            self.record,
+        )
+        return copied
 
 
 def make(folder: Path) -> EveryKind:

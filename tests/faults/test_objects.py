@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,8 +131,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> EveryKind:
 def place(whole: EveryKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the repository, which the commands use; its agent has just told where it is."""
     folder = tmp_path / "repository"
-    shutil.copytree(whole.folder, folder)
-    every_kind.tell_position(replace(whole, repository=open_repository(str(folder), settings=Settings())).store)
+    every_kind.tell_position(whole.copy(folder).store)
     for name in [name for name in os.environ if name.startswith("DR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DR_REPOSITORY", str(folder))

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from dr_pipelines.engines.postgres.chain import Chain
+from dr_pipelines.engines.postgres.details import check_details, look_at_backups
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position
 from dr_pipelines.engines.postgres.wal import Lsn
 from dr_pipelines.errors import NotCovered, ObjectCorrupt, RepositoryError, RestoreError
 from dr_pipelines.repository.chains import chain_of, restorable
-from dr_pipelines.repository.manifest import Manifest, survey_backups
+from dr_pipelines.repository.manifest import Manifest
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_moment
 
@@ -57,7 +58,7 @@ def newest_system(service_store: Store) -> Store:
     newest: tuple[datetime, str] | None = None
     damaged: list[tuple[str, RepositoryError]] = []
     for name in systems(service_store):
-        survey = restorable(survey_backups(service_store.child(name)))
+        survey = restorable(look_at_backups(service_store.child(name)))
         damaged += survey.damaged
         for manifest in survey.complete[:1]:
             if newest is None or manifest.stopped_at > newest[0]:
@@ -80,7 +81,7 @@ def choose(store: Store, target_time: datetime | None, backup_id: str | None = N
     before it and says what is lost. Raises NotCovered with the covered range for a time outside of it, RestoreError
     where there is no complete backup.
     """
-    survey = restorable(survey_backups(store))
+    survey = restorable(look_at_backups(store))
     backups = survey.complete
     if not backups:
         raise _no_backup(store, survey.damaged)
@@ -106,7 +107,7 @@ def choose(store: Store, target_time: datetime | None, backup_id: str | None = N
 def cover(store: Store, manifest: Manifest, earliest: datetime | None = None) -> Coverage:
     """How far one backup and the log after it lead. Raises RestoreError where that is not to the backup's own end."""
     position, doubts = _position(store)
-    details = manifest.details
+    details = check_details(manifest).details
     start, stop = Lsn.parse(str(details["start_lsn"])), Lsn.parse(str(details["stop_lsn"]))
     chain = Log(store).chain(start, int(details["timeline"]), int(details["wal_segment_size"]))
     if chain.end < stop:

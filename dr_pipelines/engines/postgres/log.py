@@ -34,6 +34,8 @@ POSITION_KEY = "position.json"
 _LARGEST = 1 << 30
 _ATTEMPTS = 5
 """How often chunks are looked for that went while they were read: something that holds more is in their place."""
+_LARGEST_NOTE = 1 << 20
+"""Bytes of a history or of a note about a backup: they have some lines."""
 
 
 class Stored(StrEnum):
@@ -47,8 +49,10 @@ class Stored(StrEnum):
 class Log:
     """The stored log of one cluster; `store` is the place services/<service>/<system identifier> of the repository."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, segment_size: int = _LARGEST) -> None:
+        """With the cluster's `segment_size` what claims to hold more is refused before any memory is spent on it."""
         self.store = store
+        self._segment_size = segment_size
 
     def put(self, name: str, raw: bytes, *, level: int = 1) -> Stored:
         """Store a file of the log; the same again changes nothing.
@@ -90,10 +94,14 @@ class Log:
 
     def _fetch(self, name: str) -> bytes:
         if kind_of(name) is not FileKind.SEGMENT or self.has(name) or not (cover := self.chunks(name)):
+            largest = self._segment_size if kind_of(name) in (FileKind.SEGMENT, FileKind.PARTIAL) else _LARGEST_NOTE
             with self.store.open(_key(name)) as stream:
-                return unwrap(stream, max_raw=_LARGEST)[1]
+                return unwrap(stream, max_raw=largest)[1]
         raw = self.fetch_chunks(name, cover)
-        return raw.ljust(read_header(raw).segment_size, b"\0")
+        size = read_header(raw).segment_size
+        if max(size, len(raw)) > self._segment_size:
+            raise ObjectCorrupt(f"the chunks of {name} claim to be of a segment of {size} bytes")
+        return raw.ljust(size, b"\0")
 
     def put_chunk(self, name: str, chunk: Chunk, raw: bytes, *, level: int = 1) -> Stored:
         """Store a chunk of the segment `name`, durably. Raises as `put` does."""
@@ -123,7 +131,7 @@ class Log:
         for chunk in cover:
             key = f"{_chunks_key(name)}{chunk.name}"
             with self.store.open(key) as stream:
-                content = unwrap(stream, max_raw=_LARGEST)[1]
+                content = unwrap(stream, max_raw=self._segment_size)[1]
             if len(content) != chunk.size:
                 raise ObjectCorrupt(f"{key} holds {len(content)} bytes, its name says {chunk.size}")
             raw[chunk.start :] = content

@@ -39,6 +39,9 @@ def restore_files(
         raise RestoreError(f"{manifest.backup_id} is incremental, and this version restores only full backups")
     if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] in OURS]:
         raise RestoreError(f"the backup {manifest.backup_id} holds {strangers[0]}, where a restore keeps its own notes")
+    if all(entry.path != "backup_label" for entry in manifest.files):
+        # Without it PostgreSQL would start on the files as if they were from one moment.
+        raise RestoreError(f"the backup {manifest.backup_id} holds no backup_label: no server can be made of it")
     reader = PartReader(
         store,
         manifest,

@@ -107,8 +107,9 @@ def verify(
         return Verification(manifest.backup_id, (parts, whole, *others), done, None)
     others += tuple(Check("position_is_what_was_stored", False, doubt) for doubt in coverage.doubts)
     whole = Check("log_is_whole", coverage.gap is None, coverage.gap or f"unbroken up to {coverage.chain.end}")
-    files, read = _log_files(Log(store), coverage.chain, workers)
-    own = _own_log(Log(store), manifest)
+    log = Log(store, segment_size=coverage.segment_size)
+    files, read = _log_files(log, coverage.chain, workers)
+    own = _own_log(log, manifest)
     checks = (parts, whole, files, *own, *others)
     return Verification(manifest.backup_id, checks, done + read, coverage.recovery_point)
 
