@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dr_pipelines.engines.parts import PartWriter
+from dr_pipelines.engines.postgres.chunks import Chunk
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position, ServerState
 from dr_pipelines.engines.postgres.wal import Lsn, Segment
@@ -23,6 +24,8 @@ from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock
 from tests import archived
 
+CHUNKS = (Chunk(0, 4000), Chunk(4000, 6000))
+"""What is stored of the newest segment."""
 SERVICE, SYSTEM = "database", 7340000000000000001
 SIZE = 1 << 20
 FILES = {
@@ -49,7 +52,7 @@ services:
 def _segment(number: int, timeline: int, *, ended: tuple[Lsn, Lsn] | None = None) -> tuple[str, bytes]:
     """A segment that no server wrote; with `ended` it says that the backup begun at the first stopped at the second."""
     segment = Segment(timeline, number, SIZE)
-    content = bytearray(os.urandom(4096) + bytes(SIZE - 4096))
+    content = bytearray(os.urandom(8192) + bytes(SIZE - 8192))
     struct.pack_into("<HHIQI4xQII", content, 0, 0xD118, 0x0007, timeline, segment.start.value, 0, SYSTEM, SIZE, 8192)
     if ended is not None:
         start, stop = ended
@@ -59,7 +62,7 @@ def _segment(number: int, timeline: int, *, ended: tuple[Lsn, Lsn] | None = None
 
 @dataclass
 class EveryKind:
-    """Two backups, the later one's parts two; a log over a promotion from timeline 1 to 2; and all that lies around."""
+    """Two backups, the later of two parts; a log over a promotion that ends in chunks; and all that lies around."""
 
     repository: Repository
     older: Manifest = field(init=False)
@@ -87,6 +90,7 @@ class EveryKind:
             "part": f"{at}/{self.newer.parts[1].key}",
             "tombstone": next(iter(self._named("abandoned"))),
             "segment": f"{at}/log/00000001/{segments[0]}",
+            "chunk": f"{at}/log/00000002/{Segment(2, 8, SIZE).name}.chunks/{CHUNKS[1].name}",
             "history": f"{at}/log/00000002/00000002.history",
             "backup note": f"{at}/log/00000001/{segments[0]}.00000028.backup",
             "partial segment": f"{at}/log/00000001/{Segment(1, 6, SIZE).name}.partial",
@@ -189,24 +193,27 @@ def _fill_log(made: EveryKind) -> None:
     log.put("00000002.history", f"1\t{Segment(1, 6, SIZE).start + 8192}\tno recovery target specified\n".encode())
     for number in (6, 7):
         log.put(*_segment(number, 2))
-    for found in made.store.list("log/00000001/"):
+    name, content = _segment(8, 2)
+    for chunk in CHUNKS:
+        log.put_chunk(name, chunk, content[chunk.start : chunk.end])
+    for found in (*made.store.list("log/00000001/"), *made.store.list("log/00000002/")):
         moment = (made.newer.stopped_at + timedelta(seconds=1)).timestamp()
         os.utime(f"{made.store.url}/{found.key}", (moment, moment))
 
 
 def tell_position(store: Store, now: datetime | None = None) -> None:
     """The agent has just said that everything is stored."""
-    now, end = now or datetime.now(UTC), Segment(2, 7, SIZE).end
+    now, end = now or datetime.now(UTC), Segment(2, 8, SIZE).start + CHUNKS[-1].end
     Log(store).write_position(
         Position(
             heartbeat_at=now,
             at=now,
-            lsn=end + 100,
+            lsn=end,
             timeline=2,
             segment_size=SIZE,
             stored_end=end,
             recovery_point=now - timedelta(seconds=20),
-            recovery_lsn=Segment(2, 7, SIZE).start + 4096,
+            recovery_lsn=end,
             server=ServerState.UP,
             spool_files=0,
             spool_bytes=0,

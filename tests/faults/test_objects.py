@@ -69,10 +69,14 @@ CASES: dict[tuple[str, str], dict[str, Said]] = {
     ("segment", "absent"): {"plan a restore": (1, "the backup {newer} cannot be restored: .*missing: {name}")}
     | all_say(1, "{newer} cannot be restored: .*missing: {name}", of=("verify",))
     | all_say(3, "{newer} cannot be restored: .*missing: {name}", of=("exposure",)),
+    ("chunk", "flipped"): {"verify": (1, "{key} is damaged: its hash does not match")},
+    ("chunk", "truncated"): {"verify": (1, "{key} is truncated")},
+    ("chunk", "absent"): all_say(1, "the log ends at 0/800FA0, though it had reached 0/801770", of=NEEDS_THE_LOG)
+    | {"exposure": (3, "the log ends at 0/800FA0, though it had reached 0/801770")},
     ("history", "flipped"): all_say(1, f"{{name}}: the header of .*/{{name}} {DAMAGED}", of=NEEDS_THE_LOG),
     ("history", "truncated"): all_say(1, f"{{name}}: the header of .*/{{name}} {CUT}", of=NEEDS_THE_LOG),
-    ("history", "absent"): all_say(1, "the log ends at 0/600000, though it had reached 0/800000", of=NEEDS_THE_LOG)
-    | {"exposure": (3, "the log ends at 0/600000, though it had reached 0/800000")},
+    ("history", "absent"): all_say(1, "the log ends at 0/600000, though it had reached 0/801770", of=NEEDS_THE_LOG)
+    | {"exposure": (3, "the log ends at 0/600000, though it had reached 0/801770")},
     # Nothing reads them: a restore takes neither.
     ("backup note", "flipped"): {},
     ("backup note", "truncated"): {},
@@ -180,7 +184,7 @@ def test_what_is_damaged_is_named_and_stops_nothing_else(
 
 def shape(key: str) -> str:
     """The key without what tells objects of one kind apart."""
-    return re.sub(r"[0-9a-f]{64}|\d{8}T\d{6}Z-\w+-\w{6}|[0-9A-F]{8,24}|\d+", "*", key)
+    return re.sub(r"[0-9a-f]{64}|[0-9a-f]{8}-[0-9a-f]{8}|\d{8}T\d{6}Z-\w+-\w{6}|[0-9A-F]{8,24}|\d+", "*", key)
 
 
 def test_each_kind_of_object_is_among_them(whole: EveryKind) -> None:
