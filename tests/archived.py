@@ -283,6 +283,12 @@ class Restore:
         self.fetch()
         return self.apply()
 
+    def do(self, *statements: str, database: str = "postgres") -> None:
+        assert self.server is not None
+        with psycopg.connect(self.server.dsn(database), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
     def ask(self, query: str, database: str = "postgres") -> object:
         assert self.server is not None
         with psycopg.connect(self.server.dsn(database)) as connection:

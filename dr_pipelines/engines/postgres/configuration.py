@@ -17,7 +17,7 @@ from dr_pipelines.engines.postgres.target import ACCESS_RULES, PRIVATE
 from dr_pipelines.processes.identity import Identity
 from dr_pipelines.processes.postgres import Binaries, controldata
 
-__all__ = ["configure", "remove_recovery_settings", "start_command"]
+__all__ = ["allow_prepared_transactions", "configure", "remove_recovery_settings", "start_command"]
 
 _MARK = "# dr_pipelines: recovery"
 _TOLD_BY_CONTROL = (
@@ -57,6 +57,12 @@ def configure(
     ):
         if not (target / name).exists():
             _write(target / name, text, identity)
+
+
+def allow_prepared_transactions(target: Path, number: int, identity: Identity | None) -> None:
+    """Let so many be prepared, from the next start on and for good: what is prepared stays so."""
+    automatic = target / "postgresql.auto.conf"
+    _write(automatic, _read(automatic) + f"max_prepared_transactions = {number}\n", identity)
 
 
 def remove_recovery_settings(target: Path) -> None:

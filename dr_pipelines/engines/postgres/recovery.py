@@ -14,7 +14,12 @@ from pathlib import Path
 
 import psycopg
 
-from dr_pipelines.engines.postgres.configuration import configure, remove_recovery_settings, start_command
+from dr_pipelines.engines.postgres.configuration import (
+    allow_prepared_transactions,
+    configure,
+    remove_recovery_settings,
+    start_command,
+)
 from dr_pipelines.engines.postgres.connection import connect, scalar
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.staging import Stage
@@ -34,6 +39,9 @@ MAINTENANCE = "template1"
 
 _ACCESS, _LOG = "access.json", "server.log"
 _NOT_REACHED = "recovery ended before configured recovery target was reached"
+_ALLOWED = r'Increase "?max_prepared_transactions"? \(currently (\d+)\)'
+_PREPARED = 64
+"""How many prepared transactions are allowed where the configuration was found to allow too few."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,14 @@ def start_recovered(
     return server
 
 
+class _TooManyPrepared(Exception):
+    """The log holds more prepared transactions than the server may have."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
+
+
 @dataclass(frozen=True)
 class _Recovery:
     """What every attempt at one recovery has in common."""
@@ -161,11 +177,17 @@ class _Recovery:
                 access.save(target)
                 self._wait_until_open(access, lease, stage, log_start)
                 stage.check()
-            except BaseException:
+            except BaseException as error:
                 leases.end(lease)
                 shutil.rmtree(socket, ignore_errors=True)
-                raise
-        return access
+                if not isinstance(error, _TooManyPrepared):
+                    raise
+                more = max(2 * error.allowed, _PREPARED)
+            else:
+                return access
+        # The source was started with more than its files say, or has been allowed more since the backup.
+        allow_prepared_transactions(target, more, self.identity)
+        return self.run(target_time, instead_of_target=instead_of_target)
 
     def _wait_until_open(self, access: "_Access", lease: Lease, stage: Stage, log_start: int) -> None:
         """Return when the recovery is over. There is no time limit: what a replay may take, its step's budget says."""
@@ -174,6 +196,8 @@ class _Recovery:
             if not self.leases.alive(lease):
                 stage.check()
                 said = end_of(server_log, lines=8, start=log_start)
+                if allowed := re.search(_ALLOWED, said):
+                    raise _TooManyPrepared(int(allowed[1]))
                 hint = f"see {server_log}"
                 if "contains errors" in said:
                     hint = f"make {self.target}/postgresql.conf fit this machine, then resume the restore"
