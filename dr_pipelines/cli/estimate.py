@@ -44,6 +44,7 @@ class Estimate:
             "gap": planned.gap,
             "doubts": list(planned.doubts),
             "backup_id": planned.backup_id,
+            "based_on": list(planned.links[:-1]),
             "system_identifier": planned.system_identifier,
             "stored_bytes": planned.stored_bytes,
             "raw_bytes": planned.raw_bytes,
@@ -65,7 +66,7 @@ class Estimate:
             "repository": self.repository,
             "covered": f"{format_moment(self.covered_from)} to {_moment(self.covered_to)}",
             "to": format_moment(request.target_time) if request.target_time else "latest",
-            "backup": f"{planned.backup_id}, {format_bytes(planned.stored_bytes)} to fetch, "
+            "backup": f"{planned.title}, {format_bytes(planned.stored_bytes)} to fetch, "
             f"{format_bytes(planned.raw_bytes)} to write",
             "log": f"{len(planned.files)} files, {format_bytes(planned.log_bytes)} to replay, up to {planned.log_end}",
             "gap": planned.gap,

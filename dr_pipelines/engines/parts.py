@@ -170,6 +170,10 @@ class PartReader:
                 on_disk.result()
         return fetched
 
+    def write(self, progress: Progress) -> int:
+        """As `restore`, of files that are needed for a while only: nothing is brought to disk."""
+        return self._write(None, progress)
+
     def _finish(self, writeback: Writeback) -> None:
         try:
             writeback.finish()
@@ -178,7 +182,7 @@ class PartReader:
             self._journal.unlink()
             raise
 
-    def _write(self, writeback: Writeback, progress: Progress) -> int:
+    def _write(self, writeback: Writeback | None, progress: Progress) -> int:
         done = self._already_done()
         if not done:
             self._clear()
@@ -236,7 +240,9 @@ class PartReader:
             if self._owner is not None:
                 os.chown(path, *self._owner, follow_symlinks=False)
 
-    def _restore_run(self, run: Sequence[int], journal: BinaryIO, writeback: Writeback, progress: Progress) -> None:
+    def _restore_run(
+        self, run: Sequence[int], journal: BinaryIO, writeback: Writeback | None, progress: Progress
+    ) -> None:
         parts = [self._manifest.parts[number] for number in run]
         buffer = bytearray(max(part.raw_size for part in parts))
         scratch = bytearray(1 << 20)
@@ -272,7 +278,7 @@ class PartReader:
 class _Files:
     """The files of one worker's run: the last one stays open, since ranges of a file follow one another."""
 
-    def __init__(self, target: Path, entries: Sequence[FileEntry], writeback: Writeback) -> None:
+    def __init__(self, target: Path, entries: Sequence[FileEntry], writeback: Writeback | None) -> None:
         self._target, self._entries, self._writeback = target, entries, writeback
         self._open: tuple[int, int] | None = None
 
@@ -291,7 +297,8 @@ class _Files:
         while data:
             written = os.pwrite(self._open[1], data, offset)
             data, offset = data[written:], offset + written
-        self._writeback.begin(self._open[1], start, size)
+        if self._writeback is not None:
+            self._writeback.begin(self._open[1], start, size)
 
     def _close(self) -> None:
         if self._open is not None:

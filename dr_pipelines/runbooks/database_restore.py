@@ -140,6 +140,13 @@ class Assessment:
     """Where the replay must get for the recovery point; None where that is not known."""
     doubts: tuple[str, ...] = ()
     """What of the repository is damaged and was gone on without."""
+    links: tuple[str, ...] = ()
+    """The backups that are fetched, oldest first: this one, and before an incremental one what it is based on."""
+
+    @property
+    def title(self) -> str:
+        """How the backup is called, with what it is based on."""
+        return self.backup_id + (f", based on {', '.join(reversed(self.links[:-1]))}" if len(self.links) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def assess(
             around.notes.warning(doubt)
         point = format_moment(assessment.recovery_point) if assessment.recovery_point else "unknown"
         tell(
-            f"backup {assessment.backup_id} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
+            f"backup {assessment.title} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
             f"the log, recovery point {point}"
         )
     return assessment
@@ -224,12 +231,13 @@ def plan_restore(
         log_end=str(covered.chain.end),
         recovery_point=covered.recovery_point,
         gap=covered.gap,
-        raw_bytes=manifest.raw_bytes,
-        stored_bytes=manifest.stored_bytes,
+        raw_bytes=sum(backup.raw_bytes for backup in covered.links),
+        stored_bytes=sum(backup.stored_bytes for backup in covered.links),
         log_bytes=log_bytes,
-        room=room_for(manifest, log_bytes),
+        room=room_for(covered.links, log_bytes),
         proven_lsn=covered.proven_lsn,
         doubts=covered.doubts,
+        links=tuple(backup.backup_id for backup in covered.links),
     )
 
 
@@ -255,12 +263,12 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
         _require_claim(place, assessment)
         target.hold(place, around.identity)
         store = _store(around, assessment.execution, assessment.system_identifier)
-        manifest = read_manifest(store, assessment.backup_id)
+        chain = [read_manifest(store, backup_id) for backup_id in assessment.links or (assessment.backup_id,)]
         binaries = find_binaries(around.settings, assessment.major)
         try:
             fetched, verified = restore_files(
                 store,
-                manifest,
+                chain,
                 place,
                 binaries,
                 identity=around.identity,
@@ -270,7 +278,8 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
         except (ObjectCorrupt, ObjectMissing) as error:
             error.hint = error.hint or "an earlier backup and the log after it may do: dr restore --backup BACKUP_ID"
             raise
-        tell(f"{fetched} of {len(manifest.parts)} parts fetched, {format_bytes(manifest.raw_bytes)}; {verified.detail}")
+        parts = sum(len(backup.parts) for backup in chain)
+        tell(f"{fetched} of {parts} parts fetched, {format_bytes(assessment.raw_bytes)}; {verified.detail}")
     return RestoredFiles(assessment.target, fetched, verified)
 
 
@@ -368,8 +377,9 @@ def backup_used(around: Surroundings, assessment: Assessment) -> BackupUsed:
         taken_at=manifest.stopped_at,
         manifest_sha256=manifest_sha256(store, assessment.backup_id),
         system_identifier=manifest.system_identifier,
-        raw_bytes=manifest.raw_bytes,
-        stored_bytes=manifest.stored_bytes,
+        based_on=list(assessment.links[:-1]),
+        raw_bytes=assessment.raw_bytes,
+        stored_bytes=assessment.stored_bytes,
         log_files=len(assessment.files),
         log_bytes=assessment.log_bytes,
     )

@@ -108,6 +108,8 @@ class BackupUsed(_Part):
     backup_id: str
     taken_at: Moment
     manifest_sha256: str
+    based_on: list[str] = []
+    """The ids of the backups that an incremental one is based on, the full one first; their sizes are counted below."""
     system_identifier: str
     raw_bytes: int
     stored_bytes: int

@@ -11,10 +11,11 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from dr_pipelines.engines.postgres.connection import Connection, ServerFacts
+from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.errors import BackupError, NoIncrementals, ObjectMissing, RepositoryError
 from dr_pipelines.repository.chains import chain_of, missing_parts
 from dr_pipelines.repository.envelope import unwrap
-from dr_pipelines.repository.manifest import Manifest, survey_backups
+from dr_pipelines.repository.manifest import Manifest
 from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 
@@ -75,7 +76,7 @@ def find_basis(store: Store, major: int, full_every: int) -> Basis:
 
     Whole means: every manifest is there and can be read, every part is there with its size.
     """
-    survey = survey_backups(store)
+    survey = look_at_backups(store)
     newest = survey.complete[0] if survey.complete else None
     for backup_id, error in survey.damaged:
         # Ids sort by time. What is damaged may have been the newest link of the chain.

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.parts import PartReader, Progress
+from dr_pipelines.engines.postgres.combine import Combiner
 from dr_pipelines.engines.postgres.target import OURS, PRIVATE
 from dr_pipelines.errors import RestoreError
 from dr_pipelines.processes.identity import Identity, run
@@ -21,7 +23,7 @@ _VERIFIED = "verified.json"
 
 def restore_files(
     store: Store,
-    manifest: Manifest,
+    chain: Sequence[Manifest],
     target: Path,
     binaries: Binaries,
     *,
@@ -29,27 +31,19 @@ def restore_files(
     workers: int,
     progress: Progress,
 ) -> tuple[int, Check]:
-    """Write the backup into a claimed target; returns how many parts were fetched now and what pg_verifybackup said.
+    """Write a backup into a claimed target; returns how many parts were fetched now and what pg_verifybackup said.
 
-    Called again after an interruption it fetches what is missing; where nothing was, it returns what was said then.
+    `chain` is the backup and, before an incremental one, what it is based on, from a full one on. Called again after an
+    interruption it fetches what is missing; where nothing was, it returns what was said then.
 
     Raises ObjectCorrupt or ObjectMissing, which name the object, where a part is not what the manifest says.
     """
-    if manifest.parent is not None:
-        raise RestoreError(f"{manifest.backup_id} is incremental, and this version restores only full backups")
-    if strangers := [entry.path for entry in manifest.files if entry.path.split("/")[0] in OURS]:
-        raise RestoreError(f"the backup {manifest.backup_id} holds {strangers[0]}, where a restore keeps its own notes")
-    if all(entry.path != "backup_label" for entry in manifest.files):
-        # Without it PostgreSQL would start on the files as if they were from one moment.
-        raise RestoreError(f"the backup {manifest.backup_id} holds no backup_label: no server can be made of it")
-    reader = PartReader(
-        store,
-        manifest,
-        target,
-        journal=target / PRIVATE / "parts",
-        owner=(identity.uid, identity.gid) if identity is not None else None,
-        workers=workers,
-    )
+    for backup in chain:
+        if strangers := [entry.path for entry in backup.files if entry.path.split("/")[0] in OURS]:
+            raise RestoreError(f"the backup {backup.backup_id} holds {strangers[0]}, where a restore keeps its notes")
+        if all(entry.path != "backup_label" for entry in backup.files):
+            # Without it PostgreSQL would start on the files as if they were from one moment.
+            raise RestoreError(f"the backup {backup.backup_id} holds no backup_label: no server can be made of it")
     note = target / PRIVATE / _VERIFIED
 
     def verify(fetched: int) -> None:
@@ -59,7 +53,13 @@ def restore_files(
             draft.write_text(json.dumps(asdict(_verify(target, binaries, identity))))
             draft.replace(note)
 
-    fetched = reader.restore(progress, meanwhile=verify)
+    if len(chain) > 1:
+        combiner = Combiner(store, chain, target, binaries, identity=identity, workers=workers)
+        fetched = combiner.restore(progress, meanwhile=verify)
+    else:
+        journal, owner = target / PRIVATE / "parts", (identity.uid, identity.gid) if identity is not None else None
+        reader = PartReader(store, chain[0], target, journal=journal, owner=owner, workers=workers)
+        fetched = reader.restore(progress, meanwhile=verify)
     return fetched, Check(**json.loads(note.read_text()))
 
 

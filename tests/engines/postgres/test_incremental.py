@@ -207,7 +207,14 @@ def put_chain(store: Store, length: int) -> None:
             stopped_at=NOON + timedelta(hours=number),
             files=tuple(writer.files),
             parts=parts,
-            details={"major": 18},
+            details={
+                "start_lsn": "0/2000028",
+                "stop_lsn": "0/2000100",
+                "timeline": 1,
+                "wal_segment_size": 1 << 24,
+                "major": 18,
+                "superuser": "postgres",
+            },
         )
         write_manifest(store, made)
 

@@ -133,10 +133,10 @@ def test_a_backup_that_would_write_over_the_notes_of_the_restore_is_refused(
     with archived.restore(settings, kept) as restore:
         place = Path(restore.prepare().target)
         before = archived.files_below(place)
-        with pytest.raises(RestoreError, match="where a restore keeps its own notes"):
+        with pytest.raises(RestoreError, match="where a restore keeps its notes"):
             restore_files(
                 source.store,
-                manifest.model_copy(update={"files": (*manifest.files, entry)}),
+                [manifest.model_copy(update={"files": (*manifest.files, entry)})],
                 place,
                 source.server.binaries,
                 identity=None,

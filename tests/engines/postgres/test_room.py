@@ -67,19 +67,19 @@ def backup(size: int, **details: int) -> Manifest:
 
 
 def test_a_small_backup_with_much_log_needs_little_and_may_take_what_the_log_adds() -> None:
-    room = room_for(backup(21 * MIB), 20 * GIB)
+    room = room_for([backup(21 * MIB)], 20 * GIB)
     assert room.least == (21 + 256) * MIB
     # The log as data, the log that PostgreSQL keeps, and 24 segments fetched ahead.
     assert room.enough == room.least + 20 * GIB + GIB + 24 * 16 * MIB
 
 
 def test_the_log_that_is_kept_is_the_servers_own_setting() -> None:
-    room = room_for(backup(MIB, max_wal_size=4 * GIB), 20 * GIB)
-    assert room.enough - room_for(backup(MIB), 20 * GIB).enough == 3 * GIB
+    room = room_for([backup(MIB, max_wal_size=4 * GIB)], 20 * GIB)
+    assert room.enough - room_for([backup(MIB)], 20 * GIB).enough == 3 * GIB
 
 
 def test_no_more_of_the_log_is_kept_or_fetched_than_there_is() -> None:
-    room = room_for(backup(MIB), 32 * MIB)
+    room = room_for([backup(MIB)], 32 * MIB)
     assert room.enough == room.least + 3 * 32 * MIB
 
 
