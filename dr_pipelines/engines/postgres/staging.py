@@ -37,7 +37,11 @@ esac
 printf '%s\\n' "$1" > "$stage/wanted" || exit 255
 while :; do
   if [ -f "$stage/$1" ]; then
-    mv -- "$stage/$1" "$2" || exit 255
+    # A history is asked for more than once: to find the newest timeline, and to follow it.
+    case $1 in
+    *.history) cp -- "$stage/$1" "$2" || exit 255 ;;
+    *) mv -- "$stage/$1" "$2" || exit 255 ;;
+    esac
     exit 0
   fi
   # Taken before: PostgreSQL looks into pg_wal itself when the archive has nothing.

@@ -74,7 +74,14 @@ class TestGiven:
                 assert place.taken() == place.log.fetch(name)
             stage.check()
         assert stage.progress() == (len(place.names) - 1, len(place.names))
-        assert place.staged() == []
+        assert place.staged() == [HISTORY]
+
+    def test_a_history_as_often_as_it_is_asked_for(self, place: Place) -> None:
+        stage = place.stage([HISTORY])
+        with stage.fetching():
+            assert [place.ask(HISTORY), place.ask(HISTORY)] == [0, 0]
+            stage.check()
+        assert place.taken() == place.log.fetch(HISTORY)
 
     def test_a_file_that_is_still_to_come(self, place: Place) -> None:
         stage = place.stage()
