@@ -60,6 +60,15 @@ class Settings(BaseSettings):
         dict[str, Literal["archive", "stream"]],
         Field(description="by service: archive (archive_command hands segments over; where left out) or stream"),
     ] = {}
+    fence: Annotated[
+        dict[str, str], Field(description="by service: the command that puts its old server out of action in a cutover")
+    ] = {}
+    switch: Annotated[
+        dict[str, str], Field(description="by service: the command that leads its clients to the new server")
+    ] = {}
+    connection_file: Annotated[
+        dict[str, Path], Field(description="by service: the libpq service file that its clients follow")
+    ] = {}
     postgres_bin: Annotated[Path | None, Field(description="folder of the PostgreSQL binaries to use")] = None
     server_user: Annotated[
         str | None, Field(description="as root: the user that servers run as; unset: postgres, else nobody")
@@ -96,6 +105,18 @@ class Settings(BaseSettings):
     def streams(self, service: str) -> bool:
         """Whether the agent of a service takes the log from the server as it is written."""
         return self.log.get(service_key(service)) == "stream"
+
+    def fence_of(self, service: str) -> str | None:
+        """The command that puts a service's old server out of action, or None where none was given."""
+        return self.fence.get(service_key(service))
+
+    def switch_of(self, service: str) -> str | None:
+        """The command that leads a service's clients to another server, or None where none was given."""
+        return self.switch.get(service_key(service))
+
+    def connection_file_of(self, service: str) -> Path | None:
+        """The file that a service's clients follow, or None where none was given."""
+        return self.connection_file.get(service_key(service))
 
     def as_environment(self) -> dict[str, str]:
         """The variables that make `load_settings` in another process read the same; holds secrets."""

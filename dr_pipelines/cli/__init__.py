@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dr_pipelines import __version__
-from dr_pipelines.cli import agent, backup, doctor, drill, exposure, plan, report, restore, ui
+from dr_pipelines.cli import agent, approve, backup, doctor, drill, exposure, plan, report, restore, ui
 from dr_pipelines.cli.frame import end_on_signals, run
 
 __all__ = ["app", "execute", "main"]
@@ -50,6 +50,12 @@ def _add(command: Callable[..., int], summary: str, example: str) -> None:
 app.add_typer(plan.app, name="plan")
 app.add_typer(backup.app, name="backup")
 _add(restore.restore, "Bring a database back.", "restore database --target /var/lib/restored/data --start")
+_add(approve.approvals, "What waits for an approval.", "approvals")
+_add(
+    approve.approve,
+    "Approve it, or deny it.",
+    "approve 20260301T120000Z-restore-9f86d0 --target /var/lib/restored/data",
+)
 app.add_typer(drill.app, name="drill")
 _add(exposure.exposure, "What would be lost at this moment.", "exposure")
 app.add_typer(report.app, name="report")

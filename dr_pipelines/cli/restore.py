@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dr_pipelines.cli.cutover import Asked, asked_for, carry_out_cutover
 from dr_pipelines.cli.estimate import estimate
 from dr_pipelines.cli.frame import Exit, Json, Terminal
 from dr_pipelines.cli.opening import opened
@@ -69,6 +70,23 @@ def restore(
         str,
         typer.Option("--backup", metavar="BACKUP_ID", help="Begin with this one; else the newest that will do."),
     ] = "",
+    cutover: Annotated[
+        bool, typer.Option("--cutover", help="Let it take the lost server's place, once dr approve allows it.")
+    ] = False,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="ADDRESS", help="What the new server listens on.")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", help="The new server's port.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST", help="Where clients find it, if not at what it listens on."),
+    ] = None,
+    approval_within: Annotated[
+        str, typer.Option("--approval-within", metavar="DURATION", help="How long the approval is waited for.")
+    ] = "30m",
+    despite_findings: Annotated[
+        bool, typer.Option("--despite-findings", help="Cut over also where the validation did not pass.")
+    ] = False,
     from_url: Annotated[
         str | None, typer.Option("--from", metavar="URL", help="The repository; DR_REPOSITORY where left out.")
     ] = None,
@@ -78,6 +96,9 @@ def restore(
 
     Takes the repository and PostgreSQL of the same major version, nothing else. Afterwards the server is stopped,
     unless --start is given. Interrupted, the same command goes on where it was.
+
+    With --cutover it takes the lost server's place: after an approval the old server is fenced, the new one started
+    in production, its clients led there, and a backup taken (docs/cutover.md).
 
     Exit code 0 where the service is back and RTO, RPO and integrity are met; 3 where it is back and one of them is
     missed or unverified, which RTO and RPO are without --outage-start; 1 where the restore failed; 2 where it was
@@ -91,6 +112,16 @@ def restore(
             "--target is missing", hint="a new or empty folder for the data, such as /var/lib/restored/data"
         )
     with opened(terminal, repository=from_url, needs_plan=False) as around:
+        asked = asked_for(
+            around.settings,
+            service,
+            cutover=cutover,
+            listen=listen,
+            port=port,
+            address=address,
+            within=approval_within,
+            despite_findings=despite_findings,
+        )
         request = read_request(
             service=service,
             outage_started_at=outage_start,
@@ -106,9 +137,12 @@ def restore(
             found = estimate(around, request, allow_gap=allow_gap)
             terminal.result(found.document(), found.show)
             return Exit.DONE
-        done = _restore(around, request, allow_gap=allow_gap, start=start)
+        done = _restore(around, request, asked, allow_gap=allow_gap, start=start)
         document = {"record": done.record.document(), "server": done.handed_over}
         terminal.result(document, lambda console: _show(console, done))
+        if done.problem is not None:
+            terminal.note(f"dr: {done.problem}")
+            return Exit.FAILED
         return Exit.DONE if done.record.verdict is Verdict.MET else Exit.SHORT
 
 
@@ -117,10 +151,16 @@ class _Done:
     record: Record
     handed_over: dict[str, str]
     """What the operator needs to know of the server: how it is reached and ended, or started."""
+    problem: str | None = None
+    """What failed though the service is back."""
 
 
-def _restore(around: Surroundings, request: RestoreRequest, *, allow_gap: bool, start: bool) -> _Done:
+def _restore(
+    around: Surroundings, request: RestoreRequest, asked: Asked | None, *, allow_gap: bool, start: bool
+) -> _Done:
     around, execution = _begin(around, request)
+    if asked is not None:
+        return _restore_and_cut_over(around, request, execution, asked, allow_gap=allow_gap)
     with _closing(around, execution):
         assessment, server, validated = _carry_out(around, request, execution, allow_gap=allow_gap)
         binaries = find_binaries(around.settings, assessment.major)
@@ -139,6 +179,18 @@ def _restore(around: Surroundings, request: RestoreRequest, *, allow_gap: bool, 
             "before": BEFORE_A_START,
         },
     )
+
+
+def _restore_and_cut_over(
+    around: Surroundings, request: RestoreRequest, execution: Execution, asked: Asked, *, allow_gap: bool
+) -> _Done:
+    def restore() -> tuple[Assessment, RestoredServer, Validated]:
+        with _closing(around, execution):
+            return _carry_out(around, request, execution, allow_gap=allow_gap)
+
+    record, done, said = carry_out_cutover(around, execution, asked, restore, lambda: _end_own(around, execution))
+    problem = f"the new server has NO BACKUP: {done.backup_problem}" if done.backup_problem else None
+    return _Done(record, said, problem)
 
 
 def _carry_out(

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from dr_pipelines.agent.receiver import slot_of
 from dr_pipelines.engines.postgres.connection import connect
+from dr_pipelines.engines.postgres.production import archive_command, set_settings
 from dr_pipelines.errors import ProcessError
 from dr_pipelines.lab import schema
 from dr_pipelines.lab.marks import WriterMarks, read_marks
@@ -147,13 +148,10 @@ def start_server(
         identity=identity,
         password=lab.password,
     )
-    server.start(
-        leases,
-        owner=lab.owner,
-        ttl=ttl,
-        folders=() if persistent else (lab.folder,),
-        options={"max_wal_size": "2GB", **(_archiving(lab, script) if lab.log == "archive" else _STREAMED)},
-    )
+    # Where production has them, and not on the command line: they come back with a restore, and can be changed.
+    own = {"max_wal_size": "2GB", **(_archiving(lab, script) if lab.log == "archive" else _STREAMED)}
+    set_settings(lab.data, own, identity)
+    server.start(leases, owner=lab.owner, ttl=ttl, folders=() if persistent else (lab.folder,))
 
 
 _STREAMED = {"archive_mode": "off", "max_slot_wal_keep_size": "4GB"}
@@ -162,7 +160,7 @@ _STREAMED = {"archive_mode": "off", "max_slot_wal_keep_size": "4GB"}
 def _archiving(lab: LabDatabase, script: Path) -> dict[str, str]:
     return {
         "archive_mode": "on",
-        "archive_command": f"DR_SPOOL='{lab.spool}' '{script}' wal %p %f",
+        "archive_command": archive_command(script, lab.spool),
         "archive_timeout": f"{int(lab.archive_timeout.total_seconds())}s",
     }
 

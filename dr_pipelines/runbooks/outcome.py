@@ -16,6 +16,7 @@ from dr_pipelines.runbooks.execution import INTERRUPTED, Execution, Outcome, Ste
 from dr_pipelines.runbooks.record import (
     BackupUsed,
     CheckResult,
+    Cutover,
     Environment,
     Moments,
     Phases,
@@ -31,6 +32,12 @@ __all__ = ["Loss", "Restored", "environment", "make_record"]
 RTO_METHOD = (
     "wall clock, from the outage's start until validation had passed and the application's first query had succeeded "
     "on the restored server, whichever came later"
+)
+
+
+CUTOVER_RTO_METHOD = (
+    "wall clock, from the outage's start until validation had passed and the application's first query had succeeded "
+    "on the server that took the lost one's place; waiting for the approval is counted"
 )
 
 
@@ -55,6 +62,9 @@ class Restored:
     validated_at: datetime | None = None
     healthy_at: datetime | None = None
     server_version: str | None = None
+    cutover: Cutover | None = None
+    """What was done of a cutover; None where none was asked for."""
+    switched_at: datetime | None = None
 
 
 def make_record(
@@ -136,6 +146,7 @@ def make_record(
         ),
         backup=restored.backup,
         environment=where,
+        cutover=restored.cutover,
     )
 
 
@@ -161,6 +172,9 @@ def _moments(execution: Execution, steps: Sequence[StepState], restored: Restore
         restored_at=_end_of(steps, "apply_wal"),
         validated_at=restored.validated_at if judge_checks(restored.checks) is Verdict.MET else None,
         healthy_at=restored.healthy_at,
+        # By this side's clock, as all the others: when the answer had been seen.
+        approved_at=_end_of(steps, "approve_cutover"),
+        switched_at=restored.switched_at,
     )
 
 
@@ -183,6 +197,7 @@ def _service_back_at(moments: Moments) -> datetime | None:
 def _measure_rto(moments: Moments, restored: Restored) -> tuple[timedelta | None, str]:
     """The RTO and how it was measured, or None and why it was not."""
     back_at = _service_back_at(moments)
+    method = RTO_METHOD if restored.cutover is None else CUTOVER_RTO_METHOD
     if moments.outage_started_at is None:
         return None, "not measured: the outage's start was not stated"
     if restored.validated_at is None:
@@ -190,16 +205,19 @@ def _measure_rto(moments: Moments, restored: Restored) -> tuple[timedelta | None
     if moments.validated_at is None:
         failed = ", ".join(check.name for check in restored.checks if check.passed is not True)
         return None, f"not measured: validation did not pass ({failed or 'nothing was checked'})"
+    if restored.cutover is not None and moments.switched_at is None:
+        return None, "not measured: the cutover was not carried out, so nobody's queries got to the restored server"
     if back_at is None:
         return None, "not measured: the application's first query did not succeed"
-    readings = (moments.outage_started_at, moments.decided_at, moments.restored_at, moments.validated_at, back_at)
+    restoring = (moments.outage_started_at, moments.decided_at, moments.restored_at, moments.validated_at)
+    readings = (*restoring, moments.approved_at, moments.switched_at, back_at)
     for earlier, later in pairwise(moment for moment in readings if moment is not None):
         if later < earlier:
             return None, (
                 f"not measured: a clock was set, {format_moment(later)} was read after {format_moment(earlier)}"
             )
     try:
-        return measured_between(moments.outage_started_at, back_at), RTO_METHOD
+        return measured_between(moments.outage_started_at, back_at), method
     except ValueError as error:
         return None, f"not measured: {error}"
 
@@ -216,7 +234,9 @@ def _phases(moments: Moments) -> Phases:
         decide=_stretch(moments.outage_started_at, moments.decided_at),
         restore=_stretch(moments.decided_at, moments.restored_at),
         validate_=_stretch(moments.restored_at, moments.validated_at),
-        healthy=_stretch(moments.validated_at, _service_back_at(moments)),
+        approval=_stretch(moments.validated_at, moments.approved_at),
+        cutover=_stretch(moments.approved_at, moments.switched_at),
+        healthy=_stretch(moments.switched_at or moments.validated_at, _service_back_at(moments)),
     )
 
 

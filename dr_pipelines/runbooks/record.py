@@ -16,6 +16,8 @@ __all__ = [
     "RECORD_VERSION",
     "BackupUsed",
     "CheckResult",
+    "Cutover",
+    "CutoverApproval",
     "Environment",
     "Moments",
     "Phases",
@@ -78,7 +80,11 @@ class Moments(_Part):
     validated_at: Moment | None
     """When every check of the restored server had passed; null where one did not."""
     healthy_at: Moment | None
-    """When the application's first query had succeeded."""
+    """When the application's first query had succeeded; after a cutover on the server that took the place."""
+    approved_at: Moment | None = None
+    """When the cutover's approval had been seen; null where there was none."""
+    switched_at: Moment | None = None
+    """When everything was ready and the clients began to be led to the server that took the place."""
 
 
 class Phases(_Part):
@@ -91,6 +97,10 @@ class Phases(_Part):
     decide: float | None
     restore: float | None
     validate_: Annotated[float | None, Field(alias="validate")]
+    approval: float | None = None
+    """Waiting for the cutover's approval, from the end of the validation on; null without a cutover."""
+    cutover: float | None = None
+    """From the approval until the clients began to be led to the new server; null without a cutover."""
     healthy: float | None
 
 
@@ -115,6 +125,41 @@ class BackupUsed(_Part):
     stored_bytes: int
     log_files: int
     log_bytes: int
+
+
+class CutoverApproval(_Part):
+    """Who let the cutover be done, and what was waited for it; the waiting counts."""
+
+    number: int
+    """Of the requests of this execution."""
+    requested_at: Moment
+    requested_by: str
+    expires_at: Moment
+    standing: Literal["waiting", "approved", "denied", "expired"]
+    answered_at: Moment | None
+    by: str | None
+    reason: str | None
+    confirmed: tuple[str, ...]
+    """What whoever answered vouched for, such as that the old server is down."""
+    waited_seconds: float | None
+
+
+class Cutover(_Part):
+    """How the restored server took the lost one's place; what was not done is null."""
+
+    target: str
+    old_server: str
+    new_server: str
+    approval: CutoverApproval | None
+    fenced_by: str | None
+    """SQL, the team's own command, or a confirmation; and whose."""
+    fence: tuple[CheckResult, ...]
+    """What fencing the old server took, and whether it was achieved."""
+    clients_led_by: str | None
+    log_shipped_by: str | None
+    backup_id: str | None
+    """The backup that was taken at once."""
+    notes: tuple[str, ...]
 
 
 class Environment(_Part):
@@ -186,6 +231,8 @@ class Record(_Part):
     """What was not as planned: overruns, interruptions, checks that failed, errors."""
     backup: BackupUsed | None
     environment: Environment
+    cutover: Cutover | None = None
+    """Null where the restored server took nobody's place."""
 
     def document(self) -> dict[str, object]:
         """As JSON values, in the order of the fields."""

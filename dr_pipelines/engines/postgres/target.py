@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dr_pipelines.errors import ConfigurationError, Locked, TargetRefused
@@ -23,6 +23,7 @@ __all__ = [
     "Note",
     "check",
     "claim",
+    "hand_over",
     "hold",
     "let_go",
     "read_note",
@@ -51,6 +52,8 @@ class Note:
     execution_id: str
     backup_id: str
     system_identifier: str
+    taken_over: bool = False
+    """Its server takes, or has taken, the lost one's place: nothing may be restored into it any more."""
 
 
 def claim(target: Path, note: Note, identity: Identity | None) -> bool:
@@ -71,10 +74,7 @@ def claim(target: Path, note: Note, identity: Identity | None) -> bool:
     # Before the note: whoever sees a note can tell whether somebody is at work on it.
     hold(target, identity)
     # Last, and whole or not at all: a claim that was interrupted before leaves what is as good as empty.
-    draft = private / f"{_DRAFT}{secrets.token_hex(4)}"
-    draft.write_text(json.dumps(asdict(note)))
-    draft.chmod(0o600)
-    give_to(draft, identity)
+    draft = _draft(private, note, identity)
     try:
         os.link(draft, private / _NOTE)
     except FileExistsError:
@@ -84,6 +84,32 @@ def claim(target: Path, note: Note, identity: Identity | None) -> bool:
     return False
 
 
+def _draft(private: Path, note: Note, identity: Identity | None) -> Path:
+    draft = private / f"{_DRAFT}{secrets.token_hex(4)}"
+    draft.write_text(json.dumps(asdict(note)))
+    draft.chmod(0o600)
+    give_to(draft, identity)
+    return draft
+
+
+def hand_over(target: Path, identity: Identity | None) -> None:
+    """The restored server is about to take the lost one's place: keep the note of whose it is, and the lock, alone.
+
+    From then on no restore goes on with this target. The restored server, which used the rest, has been stopped.
+    Idempotent.
+    """
+    note, private = read_note(target), target / PRIVATE
+    assert note is not None
+    if not note.taken_over:
+        _draft(private, replace(note, taken_over=True), identity).replace(private / _NOTE)
+    for entry in private.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in (_NOTE, _LOCK):
+            entry.unlink()
+    (target / ACCESS_RULES).unlink(missing_ok=True)
+
+
 def check(target: Path, note: Note, identity: Identity | None) -> bool:
     """Whether `claim` would go on with an earlier claim; raises as it does. Changes nothing."""
     if not target.is_absolute():
@@ -91,6 +117,11 @@ def check(target: Path, note: Note, identity: Identity | None) -> bool:
     if target.is_symlink():
         raise TargetRefused(f"{target} is a link", hint="give the folder itself")
     if (earlier := read_note(target)) is not None:
+        if earlier.taken_over and earlier.execution_id == note.execution_id:
+            raise TargetRefused(
+                f"{target} holds the server that takes the lost one's place ({earlier.execution_id})",
+                hint="its cutover is gone on with, not its restore",
+            )
         if earlier != note:
             raise TargetRefused(
                 f"{target} holds the unfinished restore of another execution ({earlier.execution_id})",

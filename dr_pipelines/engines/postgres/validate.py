@@ -18,7 +18,7 @@ from dr_pipelines.processes.identity import run
 from dr_pipelines.processes.postgres import Binaries
 from dr_pipelines.repository.manifest import Manifest
 
-__all__ = ["LogEnd", "databases_of", "first_query", "validate"]
+__all__ = ["LogEnd", "ask", "databases_of", "first_query", "validate"]
 
 _SCHEMA = "dr_pipelines_amcheck"
 
@@ -80,7 +80,7 @@ def first_query(server: RestoredServer, wishes: Validation | None) -> Check:
     """The application's first query, as the plan has it."""
     if wishes is None:
         return Check("application_query", None, "the plan names no application query")
-    answer, error = _ask(server, wishes.application_query, wishes.database)
+    answer, error = ask(server.dsn(wishes.database), wishes.application_query)
     detail = f"answered {answer}" if error is None else error
     return Check("application_query", error is None, detail)
 
@@ -165,7 +165,7 @@ def _has_amcheck(server: RestoredServer, database: str) -> bool:
 def _smoke(server: RestoredServer, wishes: Validation) -> list[Check]:
     checks = []
     for query in wishes.smoke_queries:
-        answer, error = _ask(server, query.sql, wishes.database)
+        answer, error = ask(server.dsn(wishes.database), query.sql)
         if error is not None:
             checks.append(Check(f"smoke[{query.name}]", False, error))
         else:
@@ -175,10 +175,10 @@ def _smoke(server: RestoredServer, wishes: Validation) -> list[Check]:
     return checks
 
 
-def _ask(server: RestoredServer, query: str, database: str) -> tuple[object, str | None]:
-    """The first value of the answer, or what went wrong in PostgreSQL's words."""
+def ask(dsn: str, query: str) -> tuple[object, str | None]:
+    """The first value of the answer to one of the plan's queries, or what went wrong in PostgreSQL's words."""
     try:
-        with connect(server.dsn(database)) as connection:
+        with connect(dsn) as connection:
             # The plan's queries ask; a restored server is not theirs to change.
             connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
             row = connection.execute(query).fetchone()
