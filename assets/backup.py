@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.work import working
-from dr_pipelines.plan import Plan, Service
+from dr_pipelines.plan import Plan, Retention, Service
 from dr_pipelines.runbooks import catalogue
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["backup_definitions"]
 
 _RETRY = dg.RetryPolicy(max_retries=3, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+_EXPIRES_AT = "0 6 * * *"
 _SHORTEST_WINDOW = timedelta(seconds=60)
 """Dagster judges nothing finer."""
 
@@ -46,6 +47,8 @@ def _of_service(plan: Plan, service: Service) -> dg.Definitions:
     made = dg.Definitions(
         assets=[backup, archive], asset_checks=[checks], jobs=[backup_job, verify_job], schedules=schedules
     )
+    if service.backup is not None and service.backup.retention is not None:
+        made = dg.Definitions.merge(made, _expiry(service, service.backup.retention))
     if service.backup is None or service.backup.incremental is None:
         return made
     return dg.Definitions.merge(made, _incremental(service, service.backup.incremental))
@@ -61,6 +64,34 @@ def _incremental(service: Service, cron: str) -> dg.Definitions:
         tags=catalogue.tags_of([service], "backup"),
     )
     return dg.Definitions(assets=[backup], asset_checks=[check], jobs=[job], schedules=[_schedule(job, cron)])
+
+
+def _expiry(service: Service, retention: Retention) -> dg.Definitions:
+    """What the plan's retention does not keep goes, daily. It takes its turn with the backups: they share a lock."""
+    name = catalogue.identifier(service.name)
+
+    @dg.op(name=f"expire_{name}", description=f"Removes what is not kept. Kept: {retention}.", retry_policy=_RETRY)
+    def expire(context: dg.OpExecutionContext) -> None:
+        from dr_pipelines.runbooks.retention import expire_service
+
+        with working(context, "expire", retries=True) as work:
+            expiry = expire_service(work.around, service.name)
+        context.add_output_metadata(
+            {
+                "kept": str(expiry.retention),
+                "backups": len(expiry.backups) - len(expiry.going),
+                "removed_backups": [backup.backup_id for backup in expiry.going],
+                "removed_log_files": expiry.log_files,
+                "freed_bytes": expiry.backup_bytes + expiry.log_bytes,
+            }
+        )
+
+    job = dg.GraphDefinition(name=f"{name}_expire", node_defs=[expire]).to_job(
+        description=f"Backups of {service.title} that need not be kept, and the log that only they needed, go.",
+        executor_def=dg.in_process_executor,
+        tags=catalogue.tags_of([service], "backup"),
+    )
+    return dg.Definitions(jobs=[job], schedules=[_schedule(job, _EXPIRES_AT)])
 
 
 def _schedule(job: Any, cron: str) -> dg.ScheduleDefinition:

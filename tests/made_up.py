@@ -55,6 +55,8 @@ class MadeUpArchive:
                 "start_lsn": str(Segment(1, first, 1 << 20).start + 40),
                 "stop_lsn": str(Segment(1, last, 1 << 20).start + 4000),
                 "timeline": 1,
+                "start_segment": Segment(1, first, 1 << 20).name,
+                "stop_segment": Segment(1, last, 1 << 20).name,
                 "wal_segment_size": 1 << 20,
                 "superuser": "postgres",
                 "major": 18,

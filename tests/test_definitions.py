@@ -49,7 +49,14 @@ def test_the_workspace_loads_it_from_any_folder(tmp_path: Path) -> None:
 
 def test_the_jobs() -> None:
     names = {found.name for found in definitions.defs.resolve_all_job_defs() if not found.name.startswith("__")}
-    assert names == {"adherence", "database_backup", "database_drill", "database_restore", "database_verify"}
+    assert names == {
+        "adherence",
+        "database_backup",
+        "database_drill",
+        "database_expire",
+        "database_restore",
+        "database_verify",
+    }
 
 
 def test_the_runbooks_steps_are_the_ops_of_the_restore_and_are_nested_in_the_drill() -> None:
@@ -75,11 +82,29 @@ def test_no_restore_is_retried_and_none_waits_for_a_backup() -> None:
     assert restore.tags["dr/turn"] != backup.tags["dr/turn"]
 
 
-def test_the_schedule_is_the_plans_in_utc_and_runs() -> None:
-    (schedule,) = definitions.defs.get_repository_def().schedule_defs
-    assert (schedule.name, schedule.cron_schedule) == ("database_backup_schedule", "0 3 * * *")
-    assert schedule.execution_timezone == "UTC"
-    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+def test_backups_are_made_as_the_plan_says_and_go_daily_in_utc_and_both_schedules_run() -> None:
+    schedules = definitions.defs.get_repository_def().schedule_defs
+    assert {schedule.name: schedule.cron_schedule for schedule in schedules} == {
+        "database_backup_schedule": "0 3 * * *",
+        "database_expire_schedule": "0 6 * * *",
+    }
+    for schedule in schedules:
+        assert schedule.execution_timezone == "UTC"
+        assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_expiry_waits_for_a_backup_and_is_tried_again() -> None:
+    expire = job("database_expire")
+    assert expire.tags == job("database_backup").tags
+    (node,) = expire.nodes
+    assert node.definition.retry_policy.max_retries >= 1  # type: ignore[attr-defined] # it is an op
+
+
+def test_without_a_retention_nothing_expires() -> None:
+    text = (ROOT / "recovery-plan.yaml").read_text()
+    plan = parse_plan(text.replace("      retention:\n        keep: 7\n        keep_for: 30d\n", ""), name="plan")
+    repository = backup_definitions(plan).get_repository_def()
+    assert [schedule.name for schedule in repository.schedule_defs] == ["database_backup_schedule"]
 
 
 def test_a_backup_is_tried_again() -> None:
@@ -119,7 +144,10 @@ def test_names_come_from_the_plans_services() -> None:
         name="plan",
     )
     repository = backup_definitions(plan).get_repository_def()
-    assert {schedule.name for schedule in repository.schedule_defs} == {"orders_db_backup_schedule"}
+    assert {schedule.name for schedule in repository.schedule_defs} == {
+        "orders_db_backup_schedule",
+        "orders_db_expire_schedule",
+    }
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
     assert keys == {"orders_db_full_backup", "orders_db_wal_archive"}
 

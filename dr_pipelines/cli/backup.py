@@ -1,4 +1,4 @@
-"""`dr backup`: make one, list them, read one back."""
+"""`dr backup`: make one, list them, read one back; `expire` has a file of its own."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from dr_pipelines.cli.expire import expire
 from dr_pipelines.cli.frame import Exit, Json, Terminal, table
 from dr_pipelines.cli.opening import opened
 from dr_pipelines.cli.services import backed_up_services
@@ -26,7 +27,10 @@ from dr_pipelines.timing import format_bytes, format_duration, format_moment
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Make backups, list them, read them back.", no_args_is_help=True)
+app = typer.Typer(help="Make backups, list them, read them back, let old ones go.", no_args_is_help=True)
+app.command(
+    "expire", short_help="Let go what need not be kept.", epilog="Example: dr backup expire database --dry-run"
+)(expire)
 
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="A PostgreSQL service of the plan.")]
 AnyService = Annotated[str | None, typer.Argument(metavar="SERVICE", help="One service; all where left out.")]

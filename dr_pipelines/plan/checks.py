@@ -52,6 +52,7 @@ def _check_service(plan: Plan, service: Service) -> Iterator[Finding]:
         yield _finding(plan, Level.WARNING, where, "no runbook, so a restore's steps are held against no budget")
     yield from _check_log(plan, service)
     yield from _check_incremental(plan, service)
+    yield from _check_retention(plan, service)
 
 
 def _check_identifiers(plan: Plan) -> Iterator[Finding]:
@@ -81,6 +82,23 @@ def _check_incremental(plan: Plan, service: Service) -> Iterator[Finding]:
     if backup is not None and backup.incremental is not None and meet(backup.full, backup.incremental):
         message = "at times due together with the full backup, and one of the two is refused then; expected other times"
         yield _finding(plan, Level.WARNING, f"services.{service.name}.backup.incremental", message)
+
+
+def _check_retention(plan: Plan, service: Service) -> Iterator[Finding]:
+    retention = service.backup.retention if service.backup is not None else None
+    if retention is None:
+        return
+    where, rpo = f"services.{service.name}.backup.retention", plan.objectives(service).rpo
+    if retention.keep is None and retention.keep_for is None:
+        message = "nothing says what is kept, so the last backup would go too; expected keep, keep_for or both"
+        yield _finding(plan, Level.ERROR, where, message)
+    if rpo is not None and retention.keep_for is not None and retention.keep_for < rpo:
+        found = f"found {format_duration(retention.keep_for)}, shorter than the RPO"
+        message = f"{found}: a moment that it promises could be gone; expected {format_duration(rpo)} or more"
+        yield _finding(plan, Level.ERROR, f"{where}.keep_for", message)
+    if retention.keep == 1 and retention.keep_for is None:
+        message = "each new backup is then the only one: where it, or the data in it, is damaged, nothing is left"
+        yield _finding(plan, Level.WARNING, f"{where}.keep", message)
 
 
 def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:

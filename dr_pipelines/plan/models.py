@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dr_pipelines.errors import UsageError
 from dr_pipelines.plan.values import Cron, Duration, Expected, Identifier, Name, PositiveDuration, Text
+from dr_pipelines.timing import format_duration
 
 __all__ = [
     "FULL_EVERY",
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "PlanDocument",
     "PostgresBackup",
+    "Retention",
     "Runbook",
     "Service",
     "SmokeQuery",
@@ -58,8 +60,26 @@ class Tier(_Entry):
     rpo: Annotated[Duration, Field(description=f"the recovery point objective, {_DURATION}")]
 
 
+class Retention(_Entry):
+    """How long backups are kept: one goes where neither its number nor its age keeps it."""
+
+    keep: Annotated[int | None, Field(ge=1, description="1 or more: so many of the newest full backups are kept")] = (
+        None
+    )
+    keep_for: Annotated[
+        PositiveDuration | None,
+        Field(description=f'{_DURATION}, also "30d": how far back any moment can be restored to'),
+    ] = None
+
+    def __str__(self) -> str:
+        """In words, such as "the newest 7 full backups and 30d"."""
+        newest = f"the newest {self.keep} full backups" if self.keep != 1 else "the newest full backup"
+        span = format_duration(self.keep_for) if self.keep_for is not None else ""
+        return " and ".join(part for part in (newest if self.keep is not None else "", span) if part)
+
+
 class PostgresBackup(_Entry):
-    """How often a PostgreSQL server is backed up."""
+    """How often a PostgreSQL server is backed up, and how long that is kept."""
 
     full: Annotated[Cron, Field(description='when a full backup starts: five cron fields in UTC, such as "0 3 * * *"')]
     log: Annotated[Literal["continuous"], Field(description="continuous: log segments are shipped as they are written")]
@@ -74,6 +94,10 @@ class PostgresBackup(_Entry):
         int,
         Field(ge=1, le=100, description=f"1 to 100: after so many incremental backups the next is full; {FULL_EVERY}"),
     ] = FULL_EVERY
+    retention: Annotated[
+        Retention | None,
+        Field(description="a mapping with keep, keep_for or both; where it is left out, no backup ever goes"),
+    ] = None
 
 
 class SmokeQuery(_Entry):
@@ -110,7 +134,9 @@ class Service(_Entry):
     rpo: Annotated[Duration | None, Field(description=f"the service's own recovery point objective, {_DURATION}")] = (
         None
     )
-    backup: Annotated[PostgresBackup | None, Field(description="a mapping with full, log and archive_timeout")] = None
+    backup: Annotated[
+        PostgresBackup | None, Field(description="a mapping with full, log, archive_timeout and perhaps retention")
+    ] = None
     validation: Annotated[
         Validation | None, Field(description="a mapping with smoke_queries and application_query")
     ] = None

@@ -53,4 +53,5 @@ def _describe_backup(service: Service) -> str | None:
     timeout = format_duration(service.backup.archive_timeout)
     backup = service.backup
     between = f", incremental {backup.incremental} UTC, full every {backup.full_every}" if backup.incremental else ""
-    return f"full {backup.full} UTC{between}, log {backup.log}, a segment at most {timeout}"
+    kept = f", kept: {backup.retention}" if backup.retention is not None else ""
+    return f"full {backup.full} UTC{between}, log {backup.log}, a segment at most {timeout}{kept}"

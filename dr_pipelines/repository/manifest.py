@@ -40,6 +40,8 @@ __all__ = [
     "new_backup_id",
     "part_key",
     "read_manifest",
+    "retire_backup",
+    "revive_backup",
     "survey_backups",
     "write_manifest",
 ]
@@ -366,16 +368,16 @@ def list_backups(store: Store) -> list[tuple[str, Manifest]]:
     return [(manifest.backup_id, manifest) for manifest in survey.complete]
 
 
-def clear_incomplete(store: Store, now: datetime) -> tuple[str, ...]:
+def clear_incomplete(store: Store, now: datetime, survey: BackupSurvey | None = None) -> tuple[str, ...]:
     """Remove what interrupted backups left; returns their ids. For whoever holds the lock for backups.
 
-    Their tombstones stay, and those go that have stood for `TOMBSTONE_STAYS`.
+    Their tombstones stay, and those go that have stood for `TOMBSTONE_STAYS`. `survey` is what has been seen of the
+    backups since the lock is held.
     """
-    survey, removed = survey_backups(store), []
+    survey, removed = survey or survey_backups(store), []
     for backup_id in filter(_is_ours, survey.incomplete):
-        tombstone = seal({"format_version": FORMAT_VERSION, "backup_id": backup_id, _ABANDONED: True})
         # False for a tombstone that stands already, and for a manifest that came in this moment: that backup is whole.
-        if store.put_if_absent(_manifest_key(backup_id), [tombstone]) or _is_abandoned(store, backup_id):
+        if store.put_if_absent(_manifest_key(backup_id), [_tombstone(backup_id)]) or _is_abandoned(store, backup_id):
             delete_backup(store, backup_id)
             removed.append(backup_id)
     for backup_id in survey.abandoned:
@@ -392,6 +394,26 @@ def _is_ours(backup_id: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _tombstone(backup_id: str) -> bytes:
+    return seal({"format_version": FORMAT_VERSION, "backup_id": backup_id, _ABANDONED: True})
+
+
+def retire_backup(store: Store, backup_id: str) -> bytes:
+    """Put a tombstone in the place of a backup's manifest, and return that; `delete_backup` removes the rest then.
+
+    From now on it lists as incomplete, for nobody to begin with. For whoever holds the lock for backups. Raises
+    ObjectMissing where there is nothing in that place.
+    """
+    manifest = store.get(_manifest_key(backup_id))
+    store.put(_manifest_key(backup_id), [_tombstone(backup_id)])
+    return manifest
+
+
+def revive_backup(store: Store, backup_id: str, manifest: bytes) -> None:
+    """Take back `retire_backup`, whose result is given; nothing of the backup must have been removed since."""
+    store.put(_manifest_key(backup_id), [manifest])
 
 
 def delete_backup(store: Store, backup_id: str) -> None:

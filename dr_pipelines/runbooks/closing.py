@@ -7,7 +7,9 @@ from pathlib import Path
 
 from dr_pipelines.engines.postgres import target
 from dr_pipelines.engines.postgres.recovery import RestoredServer
+from dr_pipelines.errors import RepositoryError
 from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.repository.uses import forget_use
 from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, Validated, backup_used
 from dr_pipelines.runbooks.execution import Execution, Journal
 from dr_pipelines.runbooks.outcome import Loss, Restored, environment, make_record
@@ -51,6 +53,7 @@ def close_restore(
     )
     loss = loss_of(assessment, server, validated)
     record = put_record(around, execution, restored, loss, run_id, scenario=SCENARIO, isolation=_ISOLATION)
+    _let_go(around, assessment)
     for lease in around.leases.of(execution.id):
         if not leave_running:
             around.leases.end(lease)
@@ -59,6 +62,15 @@ def close_restore(
     if not leave_running:
         shutil.rmtree(server.socket, ignore_errors=True)
     return record
+
+
+def _let_go(around: Surroundings, assessment: Assessment) -> None:
+    """What the restore was reading may expire."""
+    store = around.repository.service(assessment.execution.service).child(assessment.system_identifier)
+    try:
+        forget_use(store, assessment.execution.id)
+    except RepositoryError as error:
+        around.notes.warning(f"the backup {assessment.backup_id} counts as being read for another day: {error}")
 
 
 def close_failed_restore(around: Surroundings, execution: Execution, error: str, run_id: str | None) -> Record:

@@ -35,6 +35,7 @@ from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.manifest import Manifest, manifest_sha256, read_manifest
 from dr_pipelines.repository.repository import Repository, open_repository
 from dr_pipelines.repository.store import Store
+from dr_pipelines.repository.uses import note_use, renewed
 from dr_pipelines.runbooks.execution import Execution, Journal
 from dr_pipelines.runbooks.record import BackupUsed
 from dr_pipelines.runbooks.steps import Notes, StepRunner
@@ -242,13 +243,22 @@ def plan_restore(
 
 
 def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) -> Assessment:
-    """Step 2: the binaries of the same major version, a new empty target with enough room, and the claim on it."""
+    """Step 2: the binaries of the same major version, a new empty target with enough room, and the claim on it.
+
+    The repository is told that the backup is being read, so that it does not expire meanwhile.
+    """
     with steps_of(around, assessment.execution, run_id).step("prepare") as tell:
         binaries = find_binaries(around.settings, assessment.major)
         place = Path(assessment.target)
         if scarce := require_space(place, assessment.room):
             around.notes.warning(scarce)
         resumed = target.claim(place, _note(assessment), around.identity)
+        store = _store(around, assessment.execution, assessment.system_identifier)
+        note_use(store, assessment.execution.id, assessment.backup_id, around.clock)
+        # What was noted does not go any more; it, and what it depends on, must not have gone before.
+        link: str | None = assessment.backup_id
+        while link is not None:
+            link = read_manifest(store, link).parent
         tell(f"{place} with PostgreSQL {binaries.version}" + (", claimed before" if resumed else ""))
     return assessment
 
@@ -266,15 +276,16 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
         chain = [read_manifest(store, backup_id) for backup_id in assessment.links or (assessment.backup_id,)]
         binaries = find_binaries(around.settings, assessment.major)
         try:
-            fetched, verified = restore_files(
-                store,
-                chain,
-                place,
-                binaries,
-                identity=around.identity,
-                workers=around.settings.workers,
-                progress=lambda done, total: around.progress("restoring the backup", done, total),
-            )
+            with renewed(store, assessment.execution.id, assessment.backup_id, around.clock):
+                fetched, verified = restore_files(
+                    store,
+                    chain,
+                    place,
+                    binaries,
+                    identity=around.identity,
+                    workers=around.settings.workers,
+                    progress=lambda done, total: around.progress("restoring the backup", done, total),
+                )
         except (ObjectCorrupt, ObjectMissing) as error:
             error.hint = error.hint or "an earlier backup and the log after it may do: dr restore --backup BACKUP_ID"
             raise
@@ -289,8 +300,11 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
         place = Path(files.target)
         _require_claim(place, assessment)
         target.hold(place, around.identity)
-        with around.leases.keep_renewed(assessment.execution.id, LEASE):
-            store = _store(around, assessment.execution, assessment.system_identifier)
+        store = _store(around, assessment.execution, assessment.system_identifier)
+        with (
+            around.leases.keep_renewed(assessment.execution.id, LEASE),
+            renewed(store, assessment.execution.id, assessment.backup_id, around.clock),
+        ):
             manifest = read_manifest(store, assessment.backup_id)
             server = start_recovered(
                 place,

@@ -71,6 +71,20 @@ def test_a_missing_segment_fails_the_check_of_the_log_and_is_named(
     assert missing in (found[catalogue.NO_GAP].description or "")
 
 
+def test_what_the_plan_does_not_keep_goes_and_the_run_says_what(
+    hotel: Hotel, machine: Machine, backed_up: dg.ExecuteInProcessResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = materialization(machine, "database_full_backup")["backup_id"].value
+    hotel.store.put("backups/20200101T000000Z-full-abcdef/parts/000000", [b"left by an interrupted backup"])
+    result = machine.run("database_expire")
+    assert result.success, failure_of(result)
+    assert hotel.store.names("backups/20200101T000000Z-full-abcdef") == ["manifest.json"]  # its tombstone
+    (output,) = [event.step_output_data for event in result.all_events if event.is_successful_output]
+    said = {name: value.value for name, value in output.metadata.items()}
+    assert (said["backups"], said["removed_backups"]) == (1, [])
+    assert hotel.store.info(f"backups/{newest}/manifest.json") is not None
+
+
 def test_without_summaries_no_incremental_backup_is_made_and_the_run_says_so_without_failing(
     hotel: Hotel, machine: Machine, backed_up: dg.ExecuteInProcessResult
 ) -> None:

@@ -237,18 +237,20 @@ def test_who_asks_from_outside_learns_what_runs_and_what_was_stopped(machine: Ma
         return {entry["name"]: entry["running"] for entry in found["instigators"]}
 
     before = status()
-    assert running(before) == {"database_backup_schedule": True, "wal_archive_sensor": True}
+    others = {"database_expire_schedule": True, "wal_archive_sensor": True}
+    assert running(before) == {"database_backup_schedule": True, **others}
     beats = {daemon["name"]: daemon["age_seconds"] for daemon in before["daemons"]}
     assert beats["SENSOR"] < 120 and beats["SCHEDULER"] < 120
 
     schedules = """query($s: RepositorySelector!) { schedulesOrError(repositorySelector: $s) {
         ... on Schedules { results { name id scheduleState { selectorId } } } } }"""
     location = {"repositoryLocationName": "dr", "repositoryName": "__repository__"}
-    (schedule,) = dagster.ask(schedules, s=location)["schedulesOrError"]["results"]
+    found = dagster.ask(schedules, s=location)["schedulesOrError"]["results"]
+    (schedule,) = [each for each in found if each["name"] == "database_backup_schedule"]
     stop = "mutation($id: String!) { stopRunningSchedule(id: $id) { __typename } }"
     answer = dagster.ask(stop, id=schedule["id"])["stopRunningSchedule"]
     assert answer["__typename"] == "ScheduleStateResult", answer
-    assert running(status()) == {"database_backup_schedule": False, "wal_archive_sensor": True}
+    assert running(status()) == {"database_backup_schedule": False, **others}
 
     open_repository(machine.environment["DR_REPOSITORY"], settings=machine.settings, create=True)
     run_id = dagster.launch("adherence", {})

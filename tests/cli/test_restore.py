@@ -105,6 +105,8 @@ def test_without_an_outage_start_the_restore_is_done_and_unverified(alone: Dr) -
     assert not (data / "postmaster.pid").exists()
     assert not list(data.glob("dr_restore*"))
     assert "pg_ctl" in done.out
+    # What it read may expire again.
+    assert not list((alone.folder / "repository").rglob("uses/*"))
 
 
 def test_the_record_lies_in_the_repository(alone: Dr) -> None:

@@ -2,21 +2,48 @@
 
 python -m tests.faults.child backup
 python -m tests.faults.child restore EXECUTION
+python -m tests.faults.child expire CHANGES
 """
 
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from dr_pipelines.drills import database as drill
 from dr_pipelines.engines.postgres.backup import take_backup
+from dr_pipelines.engines.postgres.expiry import expire
+from dr_pipelines.plan import Retention
 from dr_pipelines.processes.postgres import find_binaries
+from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.repository import open_repository
 from dr_pipelines.runbooks import database_restore as runbook
 from dr_pipelines.runbooks.execution import Journal
 from dr_pipelines.settings import load_settings
 from dr_pipelines.timing import SystemClock
+
+
+def kill_itself_after(changes: int) -> None:
+    """SIGKILL before the change of the repository that follows on so many; locks do not count."""
+    left = changes
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def carry_out(store: FolderStore, key: str, *arguments: Any) -> Any:
+            nonlocal left
+            in_vain = change.__name__ == "put_if_absent" and store.info(key) is not None
+            if not key.startswith("locks/") and not in_vain:
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+            return change(store, key, *arguments)
+
+        return carry_out
+
+    for name in ("put", "put_if_absent", "delete"):
+        setattr(FolderStore, name, counted(getattr(FolderStore, name)))
 
 
 def main(argv: list[str]) -> None:
@@ -30,6 +57,10 @@ def main(argv: list[str]) -> None:
         take_backup(
             "database", dsn, repository, binaries, settings, clock=SystemClock(), progress=lambda done, total: None
         )
+        return
+    if argv[0] == "expire":
+        kill_itself_after(int(argv[1]))
+        expire("database", repository, Retention(keep=1), clock=SystemClock())
         return
     around = runbook.Surroundings(
         settings, None, repository, SystemClock(), logging.getLogger(), lambda what, done, total: None

@@ -44,6 +44,10 @@ class Victim:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def wait(self) -> int:
+        """Let it end by itself; negative is the signal that ended it."""
+        return self._process.wait(60)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -32,6 +32,41 @@ def test_archive_timeout_is_held_against_the_tiers_rpo_where_the_service_has_non
     assert "uses the RPO of the tier up (15m)" in finding.message
 
 
+def _with_retention(small: str, retention: str) -> str:
+    return small.replace("archive_timeout: 60s\n", f"archive_timeout: 60s\n      retention: {{{retention}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("retention", "key", "said"),
+    [
+        ("", "", "nothing says what is kept"),
+        ("keep: 0", ".keep", "found 0, which YAML reads as a number; expected 1 or more"),
+        ("keep: seven", ".keep", 'found "seven"; expected 1 or more'),
+        ("keep_for: 0s", ".keep_for", '"0s" is no time at all'),
+        ("keep_for: 30", ".keep_for", "found 30, which YAML reads as a number; expected a duration with its unit"),
+        ("keep_for: 9m", ".keep_for", "found 9m, shorter than the RPO"),
+        ("keep: 7, keep_days: 30", ".keep_days", '"keep_days" is not a key'),
+    ],
+)
+def test_a_retention_that_keeps_nothing_or_less_than_the_rpo_is_refused(
+    small: str, retention: str, key: str, said: str
+) -> None:
+    finding = _only(_with_retention(small, retention))
+    assert finding.level is Level.ERROR
+    assert (finding.where, finding.line) == (f"services.database.backup.retention{key}", 17)
+    assert finding.message.startswith(said)
+
+
+def test_a_single_backup_is_a_warning(small: str) -> None:
+    finding = _only(_with_retention(small, "keep: 1"))
+    assert (finding.level, finding.where) == (Level.WARNING, "services.database.backup.retention.keep")
+
+
+@pytest.mark.parametrize("retention", ["keep: 2", "keep_for: 10m", "keep: 1, keep_for: 30d"])
+def test_a_retention_by_number_or_age_is_accepted(small: str, retention: str) -> None:
+    assert check_plan(parse_plan(_with_retention(small, retention))) == ()
+
+
 @pytest.mark.parametrize(("budget", "level"), [("49m", None), ("50m", Level.WARNING), ("51m", Level.ERROR)])
 def test_the_sum_of_the_steps_is_held_against_the_runbooks_rto(small: str, budget: str, level: Level | None) -> None:
     text = small.replace("budget: 20m", f"budget: {budget}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dr_pipelines.plan import Level, Plan, check_plan, describe, load_plan, parse_plan, write_json_schema
+from dr_pipelines.plan import Level, Plan, Retention, check_plan, describe, load_plan, parse_plan, write_json_schema
 from dr_pipelines.plan.models import PlanDocument
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,7 @@ def test_the_database_is_backed_up_daily_and_its_log_continuously(plan: Plan) ->
     backup = plan.service("database").backup
     assert backup is not None
     assert (backup.full, backup.log, backup.archive_timeout) == ("0 3 * * *", "continuous", MINUTE)
+    assert backup.retention == Retention(keep=7, keep_for=timedelta(days=30))
 
 
 def test_the_database_is_restored_in_five_steps(plan: Plan) -> None:
@@ -92,7 +93,9 @@ def test_the_rows_say_which_objective_applies_and_why_a_service_is_unprotected(p
     assert list(rows) == [service.name for service in plan.services]
     database, whatsapp, dev_test = rows["database"], rows["whatsapp"], rows["dev-test"]
     assert (database.rto, database.rto_source, database.rpo, database.rpo_source) == ("1h", "service", "15m", "service")
-    assert database.backup == "full 0 3 * * * UTC, log continuous, a segment at most 1m"
+    assert database.backup == (
+        "full 0 3 * * * UTC, log continuous, a segment at most 1m, kept: the newest 7 full backups and 30d"
+    )
     assert (database.engine, database.runbook, database.unprotected) == ("postgres", "database_restore", None)
     assert (whatsapp.tier, whatsapp.rto, whatsapp.rto_source, whatsapp.backup) == ("Tier 2 (High)", "4h", "tier", None)
     assert (dev_test.rto, dev_test.rto_source, dev_test.rpo, dev_test.rpo_source) == (None, None, None, None)

@@ -6,6 +6,7 @@ stored whole, they mean nothing. Clusters do not mix, since the place is that of
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -154,7 +155,7 @@ class Log:
     def chain(self, start: Lsn, timeline: int, segment_size: int) -> Chain:
         """What is stored from `start` on `timeline` on, along the newest timeline that descends from there."""
         segments, histories = self._listing()
-        return follow(start, timeline, segment_size, segments, self._histories(histories))
+        return follow(start, timeline, segment_size, segments, self.histories(histories))
 
     def read_position(self) -> Position | None:
         """What the agent said last; None where it never did. Raises ObjectCorrupt, FormatTooNew."""
@@ -196,7 +197,8 @@ class Log:
                 segments[segment] = StoredSegment(segment, size, newest, reach(cover))
         return tuple(segments[name] for name in sorted(segments)), tuple(histories)
 
-    def _histories(self, names: tuple[str, ...]) -> dict[int, tuple[Switch, ...]]:
+    def histories(self, names: Iterable[str]) -> dict[int, tuple[Switch, ...]]:
+        """What the history files of these names say, by timeline. Raises ObjectMissing, ObjectCorrupt."""
         return {timeline_of(name): self._history(name) for name in names}
 
     def _history(self, name: str) -> tuple[Switch, ...]:
