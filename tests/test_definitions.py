@@ -160,6 +160,7 @@ def test_incremental_backups_are_scheduled_where_the_plan_has_them() -> None:
     repository = backup_definitions(plan).get_repository_def()
     assert {schedule.name: schedule.cron_schedule for schedule in repository.schedule_defs} == {
         "database_backup_schedule": "0 3 * * *",
+        "database_expire_schedule": "0 6 * * *",
         "database_incremental_schedule": "0 9 * * *",
     }
     # It waits for a full backup that is under way, and is waited for.

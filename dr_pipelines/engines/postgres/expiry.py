@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from dr_pipelines.engines.postgres.chunks import SUFFIX, Chunk
 from dr_pipelines.engines.postgres.coverage import systems
+from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.engines.postgres.log import POSITION_KEY, Log
 from dr_pipelines.engines.postgres.retention import Expiry, LogFile, Seen, decide
 from dr_pipelines.engines.postgres.wal import FileKind, kind_of
@@ -21,11 +23,10 @@ from dr_pipelines.repository.manifest import (
     delete_backup,
     retire_backup,
     revive_backup,
-    survey_backups,
 )
 from dr_pipelines.repository.repository import Repository
 from dr_pipelines.repository.retention import Judged
-from dr_pipelines.repository.store import Store
+from dr_pipelines.repository.store import ObjectInfo, Store
 from dr_pipelines.repository.uses import clear_uses, read_uses
 from dr_pipelines.timing import Clock
 
@@ -72,7 +73,7 @@ def _look(home: Store, now: datetime) -> list[Seen]:
 
 
 def _look_at(store: Store, system: str, now: datetime) -> Seen:
-    survey = survey_backups(store)
+    survey = look_at_backups(store)
     for backup_id, error in survey.damaged:
         if isinstance(error, FormatTooNew):
             # What that one depends on cannot be known here.
@@ -81,9 +82,7 @@ def _look_at(store: Store, system: str, now: datetime) -> Seen:
     for use in read_uses(store, now):
         used_by[use.backup_id] = (*used_by.get(use.backup_id, ()), use.user)
     position = store.info(POSITION_KEY)
-    files = [
-        LogFile(found.key, found.key.rpartition("/")[2], found.size, found.modified) for found in store.list("log/")
-    ]
+    files = [_log_file(found) for found in store.list("log/")]
     return Seen(
         system_identifier=system,
         survey=survey,
@@ -95,21 +94,38 @@ def _look_at(store: Store, system: str, now: datetime) -> Seen:
     )
 
 
+def _log_file(found: ObjectInfo) -> LogFile:
+    folder, _, name = found.key.rpartition("/")
+    chunk = folder.endswith(SUFFIX) and Chunk.of_name(name) is not None
+    if chunk:
+        name = folder.rpartition("/")[2].removesuffix(SUFFIX)
+    return LogFile(found.key, name, found.size, found.modified, chunk)
+
+
 def _retire(expiry: Expiry, stores: Mapping[str, Store], now: datetime) -> Expiry:
-    """Take the manifests away, and give those back whose backup a restore has begun to read since we looked."""
-    taken = [(backup, retire_backup(stores[backup.system_identifier], backup.backup_id)) for backup in expiry.going]
-    if not taken:
-        return expiry
-    users = {use.backup_id: use.user for store in stores.values() for use in read_uses(store, now)}
-    spared = [(backup, manifest) for backup, manifest in taken if backup.backup_id in users]
-    for backup, manifest in spared:
-        revive_backup(stores[backup.system_identifier], backup.backup_id, manifest)
+    """Take the manifests away, and give one back where a restore has begun to read its backup since we looked.
+
+    The newest go first, so what a backup depends on has not been touched when that one turns out to be read.
+    """
+    spared: dict[str, str] = {}
+    parents = {backup.backup_id: backup.parent for backup in expiry.going}
+    for backup in expiry.going:
+        if backup.backup_id in spared:
+            continue
+        store = stores[backup.system_identifier]
+        manifest = retire_backup(store, backup.backup_id)
+        users = [use.user for use in read_uses(store, now) if use.backup_id == backup.backup_id]
+        if users:
+            revive_backup(store, backup.backup_id, manifest)
+            link: str | None = backup.backup_id
+            while link is not None:
+                spared[link] = users[0]
+                link = parents.get(link)
     if not spared:
         return expiry
-    ids = {backup.backup_id for backup, _ in spared}
     backups = tuple(
-        Judged(each.backup, True, f"is being read by {users[each.backup.backup_id]}")
-        if each.backup.backup_id in ids
+        Judged(each.backup, True, f"is being read by {spared[each.backup.backup_id]}")
+        if each.backup.backup_id in spared
         else each
         for each in expiry.backups
     )

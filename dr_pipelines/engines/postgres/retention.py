@@ -17,10 +17,14 @@ from dr_pipelines.repository.manifest import BackupSurvey, Manifest
 from dr_pipelines.repository.retention import Held, Judged, judge
 from dr_pipelines.timing import format_moment
 
-__all__ = ["Anchor", "Expiry", "LogFile", "Seen", "decide", "useless_log"]
+__all__ = ["GRACE", "Anchor", "Expiry", "LogFile", "Seen", "decide", "useless_log"]
 
 _AHEAD = timedelta(hours=1)
 """How far a server's clock may be ahead of ours for its backups to be put in order with the others."""
+
+
+GRACE = timedelta(days=1)
+"""How long what an interruption left may lie there before it counts as left."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class LogFile:
     name: str
     stored_bytes: int
     stored_at: datetime
+    chunk: bool = False
+    """A piece of the segment of this name, which is not full yet or was not when it was stored."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,9 @@ def decide(service: str, retention: Retention, clusters: Sequence[Seen], now: da
     stay = {each.backup.backup_id for each in judged if each.stays}
     before = min((began for cluster in clusters for name, began in _begun(cluster) if name in stay), default=None)
     log = {
-        cluster.system_identifier: useless_log(cluster.log, _anchors(cluster, stay), cluster.histories, before)
+        cluster.system_identifier: useless_log(
+            cluster.log, _anchors(cluster, stay), cluster.histories, before, stale=now - GRACE
+        )
         for cluster in clusters
         if before is not None
     }
@@ -132,13 +140,14 @@ def decide(service: str, retention: Retention, clusters: Sequence[Seen], now: da
 
 
 def _held(cluster: Seen, now: datetime) -> Iterator[Held]:
-    names = {file.name for file in cluster.log}
+    names = {file.name for file in cluster.log if not file.chunk}
     for manifest in cluster.survey.complete:
         yield Held(
             backup_id=manifest.backup_id,
             system_identifier=cluster.system_identifier,
             kind=manifest.kind,
-            ended_at=manifest.stopped_at,
+            ended_at=manifest.stopped_at if _moment_of(manifest.backup_id) is not None else None,
+            parent=manifest.parent,
             problem=_problem(manifest, cluster.objects, names, now),
             used_by=cluster.used_by.get(manifest.backup_id, ()),
         )
@@ -159,14 +168,21 @@ def _problem(manifest: Manifest, objects: Mapping[str, int], log: set[str], now:
         stored = objects.get(part.key)
         if stored is None or stored < part.stored_size:
             return f"{part.key} is {'missing' if stored is None else f'truncated: {stored} bytes'}"
-    size = int(manifest.details["wal_segment_size"])
-    first, last = (Segment.of_name(str(manifest.details[name]), size) for name in ("start_segment", "stop_segment"))
+    first, last = _own_segments(manifest)
     for number in range(first.number, last.number + 1):
-        if (name := Segment(first.timeline, number, size).name) not in log:
+        if (name := Segment(first.timeline, number, first.size).name) not in log:
             return f"{name}, without which it is not consistent, is missing from the log"
     if manifest.stopped_at > now + _AHEAD:
         return f"it ended at {format_moment(manifest.stopped_at)}, which is yet to come: a clock is wrong"
     return None
+
+
+def _own_segments(manifest: Manifest) -> tuple[Segment, Segment]:
+    """The first and the last segment that a backup needs to be consistent."""
+    details = manifest.details
+    timeline, size = int(details["timeline"]), int(details["wal_segment_size"])
+    start, stop = Lsn.parse(str(details["start_lsn"])), Lsn.parse(str(details["stop_lsn"]))
+    return Segment.holding(start, timeline, size), Segment.before(stop, timeline, size)
 
 
 def _moment_of(backup_id: str) -> datetime | None:
@@ -186,20 +202,19 @@ def _begun(cluster: Seen) -> Iterator[tuple[str, datetime]]:
 
 @dataclass(frozen=True)
 class Anchor:
-    """Where the log begins that a backup needs."""
+    """Where the log begins that a backup needs: the position, and the segment that it is in."""
 
-    timeline: int
     start: Lsn
-    segment: str
-    """The first segment, by name."""
+    segment: Segment
+
+    @property
+    def timeline(self) -> int:
+        return self.segment.timeline
 
 
 def _anchors(cluster: Seen, stay: set[str]) -> list[Anchor]:
-    told = [manifest.details for manifest in cluster.survey.complete if manifest.backup_id in stay]
-    return [
-        Anchor(int(details["timeline"]), Lsn.parse(str(details["start_lsn"])), str(details["start_segment"]))
-        for details in told
-    ]
+    staying = [manifest for manifest in cluster.survey.complete if manifest.backup_id in stay]
+    return [Anchor(Lsn.parse(str(manifest.details["start_lsn"])), _own_segments(manifest)[0]) for manifest in staying]
 
 
 def useless_log(
@@ -207,29 +222,35 @@ def useless_log(
     anchors: Sequence[Anchor],
     histories: Mapping[int, tuple[Switch, ...]],
     before: datetime,
+    *,
+    stale: datetime,
 ) -> tuple[LogFile, ...]:
     """The files that none of a cluster's backups that stay needs, in the order in which they may go: oldest log first.
 
     `anchors` are those of the backups that stay, `before` is when the oldest of the service's was begun. A timeline's
-    history stays as long as log of it or of a later one does. What PostgreSQL does not archive is left alone.
+    history stays as long as log of it or of a later one does. A chunk of a segment that is stored whole goes where it
+    was stored before `stale`: an agent that was killed has left it. What PostgreSQL does not archive is left alone.
     """
     known = [file for file in files if kind_of(file.name) is not None]
+    whole = {file.name for file in known if not file.chunk}
     leads_to = {
         timeline: [anchor for anchor in anchors if _leads_to(anchor, timeline, histories)]
         for timeline in {timeline_of(file.name) for file in known}
     }
 
     def stays(file: LogFile) -> bool:
+        if file.chunk and file.name in whole and file.stored_at < stale:
+            return False
         reaching = leads_to[timeline_of(file.name)]
         if not reaching:
             return file.stored_at >= before
         return kind_of(file.name) is FileKind.HISTORY or any(
-            _place(file.name) >= _place(anchor.segment) for anchor in reaching
+            _place(file.name) >= _place(anchor.segment.name) for anchor in reaching
         )
 
     log = [file for file in known if kind_of(file.name) is not FileKind.HISTORY]
     useless = [file for file in log if not stays(file)]
-    useless.sort(key=lambda file: (_place(file.name), file.name))
+    useless.sort(key=lambda file: (_place(file.name), file.key))
     newest = max((timeline_of(file.name) for file in log if stays(file)), default=0)
     for file in known:
         if kind_of(file.name) is FileKind.HISTORY and timeline_of(file.name) > newest and not stays(file):

@@ -50,7 +50,7 @@ def chunk(number: int, minutes: float, name_of_it: str = "00000000-00001000") ->
 
 
 def anchor(number: int, timeline: int = 1) -> Anchor:
-    return Anchor(timeline, lsn(number + 0.1), name(number, timeline))
+    return Anchor(lsn(number + 0.1), Segment(timeline, number, SIZE))
 
 
 def goes(
@@ -162,8 +162,6 @@ def backup(minutes: float, first: int, last: int, timeline: int = 1, system: str
             "start_lsn": str(lsn(first + 0.1)),
             "stop_lsn": str(lsn(last + 0.5)),
             "timeline": timeline,
-            "start_segment": name(first, timeline),
-            "stop_segment": name(last, timeline),
             "wal_segment_size": SIZE,
         },
     )
@@ -358,7 +356,10 @@ def clusters(draw: st.DrawFn) -> Seen:
 
 def replayed(cluster: Seen, manifest: Manifest, timeline: int) -> list[str]:
     """By the definition: what is stored of the log that a replay from the backup can come by on the way there."""
-    own, start = int(manifest.details["timeline"]), Segment.of_name(str(manifest.details["start_segment"]), SIZE)
+    own, start = (
+        int(manifest.details["timeline"]),
+        Segment.holding(Lsn.parse(str(manifest.details["start_lsn"])), 1, SIZE),
+    )
     path = cluster.histories.get(timeline, ())
     begins = {past.timeline: before.at for before, past in itertools.pairwise(path)}
     if path:
