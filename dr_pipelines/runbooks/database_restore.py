@@ -256,9 +256,8 @@ def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) ->
         store = _store(around, assessment.execution, assessment.system_identifier)
         note_use(store, assessment.execution.id, assessment.backup_id, around.clock)
         # What was noted does not go any more; it, and what it depends on, must not have gone before.
-        link: str | None = assessment.backup_id
-        while link is not None:
-            link = read_manifest(store, link).parent
+        for backup_id in assessment.links or (assessment.backup_id,):
+            read_manifest(store, backup_id)
         tell(f"{place} with PostgreSQL {binaries.version}" + (", claimed before" if resumed else ""))
     return assessment
 
