@@ -21,6 +21,8 @@ _LOOK_AGAIN = 300.0
 """Seconds after which the stored log is listed again: what was removed from it since would not be noticed otherwise."""
 _LOOK_AGAIN_AT_HOLE = 15.0
 """The same while it has a hole: a new backup, or the missing segment, mends it."""
+_LOOK_AT_HOLE = 2.0
+"""The same where something was shipped meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,8 @@ class Cluster:
     def refresh_where_due(self) -> None:
         """Look again where something came out of order, or where the last look is long ago. Raises RepositoryError."""
         since = self._clock.monotonic() - self._refreshed_at
-        # While there is a hole, every segment that is shipped comes out of order.
-        stale = self._stale and (self.problem is None or since >= 1)
+        # While there is a hole, all that is shipped comes out of order.
+        stale = self._stale and (self.problem is None or since >= _LOOK_AT_HOLE)
         if stale or since >= (_LOOK_AGAIN_AT_HOLE if self.problem else _LOOK_AGAIN):
             self.refresh()
 

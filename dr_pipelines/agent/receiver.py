@@ -5,11 +5,12 @@ out of reach for a while is followed without anybody's doing. What it has receiv
 acknowledges (`--synchronous`): a commit that waits for it is on its disk.
 """
 
-import os
+import logging
 import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ _LONGEST_PAUSE = 5.0
 _STOP_PATIENCE = 10.0
 _GONE = ("is not in this server's history", "has already been removed")
 """What the server says where it can never send what the files in the folder make pg_receivewal ask for."""
+_LOST = "has been invalidated"
+"""What it says of a slot whose log it has let go of (max_slot_wal_keep_size): such a slot is of no use."""
+_LASTING = 2.0
+"""Seconds from which on an attempt counts as one that had begun to receive."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +100,24 @@ class Receiver(threading.Thread):
             common = [tool, f"--slot={self._stream.slot}", "--no-password"]
             with for_a_tool(self._dsn, self._stream.slot) as (conninfo, environment):
                 common.append(f"--dbname={conninfo}")
-                if not self._carry_out([*common, "--create-slot", "--if-not-exists"], environment):
+                if self._carry_out([*common, "--create-slot", "--if-not-exists"], environment):
                     return False
                 receive = ["--synchronous", "--no-loop", "--status-interval=1", f"--directory={self._folder}"]
-                before = _newest(self._folder)
-                self._carry_out([*common, *receive], environment, receives=True)
-                return _newest(self._folder) != before
+                began_at = time.monotonic()
+                if _LOST in self._carry_out([*common, *receive], environment, receives=True):
+                    say("slot-lost", logging.WARNING, slot=self._stream.slot)
+                    # Ours, and worth nothing. The next one begins where the server is; the hole shows in the log.
+                    self._carry_out([*common, "--drop-slot"], environment)
+                return time.monotonic() - began_at > _LASTING
         except (DrError, OSError) as error:
             self._note(str(error))
             return False
 
-    def _carry_out(self, command: list[str], environment: dict[str, str], *, receives: bool = False) -> bool:
-        """Run it to its end; whether that was a good one."""
+    def _carry_out(self, command: list[str], environment: dict[str, str], *, receives: bool = False) -> str:
+        """Run it to its end; what it said where that was a bad one, else nothing."""
         with self._mutex:
             if self._halt.is_set():
-                return False
+                return "stopped"
             self._process = process = subprocess.Popen(
                 ["/bin/sh", "-c", _NOTE_AND_BECOME, "sh", str(self._folder / _NOTE), *command],
                 stdin=subprocess.DEVNULL,
@@ -128,11 +136,11 @@ class Receiver(threading.Thread):
         code = process.wait()
         process.stderr.close()
         if code == 0 and not receives:
-            return True
-        words = end_of(said.decode(errors="replace"), lines=2)
+            return ""
+        words = said.decode(errors="replace") or f"pg_receivewal ended with {code}"
         self.cannot_go_on = any(reason in words for reason in _GONE)
-        self._note(words or f"pg_receivewal ended with {code}")
-        return False
+        self._note(end_of(words, lines=2))
+        return words
 
     def _note(self, problem: str) -> None:
         if not self._halt.is_set():
@@ -152,12 +160,6 @@ class Receiver(threading.Thread):
             return
         process.kill()
         process.wait()
-
-
-def _newest(folder: Path) -> tuple[str, int] | None:
-    """The file that was written to last: it changes as soon as something is received."""
-    files = [(entry.stat().st_mtime_ns, entry.name) for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    return (max(files)[1], max(files)[0]) if files else None
 
 
 def _end_predecessor(folder: Path) -> None:

@@ -335,6 +335,7 @@ class _Agent:
             segment_size=cluster.segment_size,
             stored_end=cluster.stored_end,
             mode=LogMode.STREAM if self._streaming is not None else LogMode.ARCHIVE,
+            receiving=self._streaming is not None and self._streaming.receiving(self._sampler),
             drained=self._streaming is not None and not self._waiting and self._streaming.drained(self._sampler),
             recovery_point=cluster.recovery_point,
             recovery_lsn=cluster.recovery_lsn,

@@ -66,6 +66,11 @@ class Streaming:
         self._shipped_at, self._all_shipped = now, at_rest
         return shipped
 
+    def receiving(self, sampler: Sampler | None) -> bool:
+        """The server has just said that it sends its log."""
+        up = sampler is not None and sampler.up
+        return up and self._slot is not None and self._slot.active and self._receiver is not None
+
     def drained(self, sampler: Sampler | None) -> bool:
         """The server is away, and all that had come is stored."""
         return self._all_shipped and (sampler is None or not sampler.up)
@@ -87,7 +92,7 @@ class Streaming:
         if slot.wal_status == "lost":
             return (
                 f"the server has let go of what the slot {name} had to hold (max_slot_wal_keep_size): the log has a "
-                f"hole. SELECT pg_drop_replication_slot('{name}'), and make a full backup"
+                "hole, and a full backup makes a new start"
             )
         if slot.wal_status == "unreserved":
             return f"the slot {name} holds more than max_slot_wal_keep_size allows, and is lost at the next checkpoint"

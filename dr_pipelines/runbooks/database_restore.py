@@ -14,8 +14,8 @@ from pathlib import Path
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.postgres import coverage, target
 from dr_pipelines.engines.postgres import validate as postgres_validate
-from dr_pipelines.engines.postgres.draining import await_drained
 from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.receiving import await_drained
 from dr_pipelines.engines.postgres.recovery import RestoredServer, start_recovered
 from dr_pipelines.engines.postgres.restore import restore_files
 from dr_pipelines.engines.postgres.room import Room, require_space, room_for

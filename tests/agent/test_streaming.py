@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from dr_pipelines.agent.receiver import Stream
+from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.chunks import reach
 from dr_pipelines.engines.postgres.connection import scalar
 from dr_pipelines.engines.postgres.inspect_streaming import judge_streaming, read_streaming
@@ -26,7 +27,7 @@ from dr_pipelines.processes.proc import all_processes
 from dr_pipelines.repository.envelope import wrap
 from dr_pipelines.repository.repository import Repository, open_repository
 from dr_pipelines.settings import Settings
-from dr_pipelines.timing import wait_until
+from dr_pipelines.timing import SystemClock, wait_until
 from tests.agent.conftest import SMALL, Host, host
 
 pytestmark = pytest.mark.slow
@@ -248,19 +249,34 @@ def test_a_slot_that_holds_too_much_is_told(newest: Host) -> None:
     newest.agents.await_position(lambda position: position.problem is None, newest.system)
 
 
-def test_a_slot_that_was_let_go_of_is_a_hole_until_the_next_full_backup(newest: Host) -> None:
-    insert(newest)
-    caught_up(newest)
-    newest.agents.stop()
-    newest.do("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
-    newest.do("SELECT pg_reload_conf()")
+def test_a_slot_that_was_let_go_of_is_a_hole_until_the_next_full_backup(
+    source: Host, machine: tuple[Settings, Leases]
+) -> None:
+    insert(source)
+    caught_up(source)
+    source.agents.stop()
+    source.do("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+    source.do("SELECT pg_reload_conf()")
     for _ in range(10):
-        newest.do("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
-        newest.do("SELECT pg_switch_wal()")
-    newest.do("CHECKPOINT")
-    newest.agents.start()
-    position = newest.agents.await_position(lambda position: position.problem, newest.system)
-    assert "full backup" in str(position.problem)
+        source.do("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")
+        source.do("SELECT pg_switch_wal()")
+    source.do("CHECKPOINT")
+    source.agents.start()
+    source.agents.await_position(lambda position: position.problem and "full backup" in position.problem, source.system)
+    source.do("ALTER SYSTEM RESET max_slot_wal_keep_size")
+    source.do("SELECT pg_reload_conf()")
+    settings = machine[0]
+    take_backup(
+        "database",
+        source.server.dsn(),
+        source.agents.repository,
+        source.server.binaries,
+        settings,
+        clock=SystemClock(),
+        progress=lambda done, total: None,
+    )
+    insert(source)
+    assert caught_up(source).problem is None
 
 
 @contextlib.contextmanager

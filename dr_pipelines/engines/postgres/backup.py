@@ -36,7 +36,7 @@ from dr_pipelines.engines.postgres.incremental import (
     require_incrementals,
 )
 from dr_pipelines.engines.postgres.log import Log
-from dr_pipelines.engines.postgres.position import LogMode, Position
+from dr_pipelines.engines.postgres.receiving import await_receiving
 from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
@@ -64,8 +64,6 @@ __all__ = ["BackupResult", "take_backup"]
 
 ARCHIVE_PATIENCE = 120.0
 """Seconds that the end of the backup's log may take to be archived, and then to be stored; the agent needs two."""
-SILENT = timedelta(seconds=60)
-"""An agent that has not said anything for longer does not stream."""
 _WATCHER_PATIENCE = 30.0
 """Seconds that the watcher has to end; one that waits for a server that hangs is left to itself."""
 _WAITING = """
@@ -115,7 +113,7 @@ def take_backup(
             require_incrementals(connection, facts)
     home = repository.service(service)
     store = home.child(facts.system_identifier)
-    _refuse_what_cannot_work(facts, dsn, Log(store).read_position(), clock.wall())
+    _refuse_what_cannot_work(facts, dsn, streamed=patiently(lambda: await_receiving(Log(store), clock), clock))
     with hold(home, "backup", purpose=f"{kind} backup of {service}", clock=clock) as lock:
         removed = clear_incomplete(store, clock.wall())
         work = _Work(service, dsn, facts, store, binaries, settings, lock, clock, progress, archive_patience)
@@ -205,7 +203,7 @@ def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> Non
         ) from error
 
 
-def _refuse_what_cannot_work(facts: ServerFacts, dsn: str, position: Position | None, now: datetime) -> None:
+def _refuse_what_cannot_work(facts: ServerFacts, dsn: str, *, streamed: bool) -> None:
     where = without_secrets(dsn)
     if facts.tablespaces:
         raise BackupError(
@@ -214,8 +212,8 @@ def _refuse_what_cannot_work(facts: ServerFacts, dsn: str, position: Position | 
         )
     if facts.in_recovery:
         raise BackupError(f"the server at {where} is a standby", hint="give the primary's DSN")
-    streams = position is not None and position.mode is LogMode.STREAM and now - position.heartbeat_at < SILENT
-    if not streams and (facts.archive_mode == "off" or not facts.archive_command):
+    archives = facts.archive_mode != "off" and bool(facts.archive_command)
+    if not streamed and not archives:
         raise BackupError(
             f"the server at {where} does not archive its WAL, and no agent streams it, so a backup of it could not be "
             "restored",

@@ -107,7 +107,7 @@ def _slot(setup: StreamingSetup, *, streams: bool) -> _Entry:
         return looked_at, Level.PROBLEM, seen, f"{drop}; or dr agent --stream"
     if slot.wal_status == "lost":
         seen = f"the server has let go of the log that {name} was to hold: there is a hole in what is stored"
-        return looked_at, Level.PROBLEM, seen, f"{drop}, restart the agent, then dr backup full"
+        return looked_at, Level.PROBLEM, seen, "the agent makes it anew when it runs; then dr backup full"
     if slot.wal_status == "unreserved":
         seen = f"{held}, more than max_slot_wal_keep_size, and is lost at the next checkpoint"
         return looked_at, Level.PROBLEM, seen, "is the agent running, and the repository in reach?"

@@ -59,6 +59,8 @@ class Position(BaseModel):
     """Where the unbroken log in the repository ends."""
     mode: LogMode = LogMode.ARCHIVE
     """How the log comes to the agent."""
+    receiving: bool = False
+    """The server says that it sends its log to the receiver."""
     drained: bool = False
     """Nothing more comes from this server until it is back, and what had come is stored."""
     recovery_point: AwareDatetime | None = None

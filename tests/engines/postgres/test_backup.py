@@ -229,7 +229,7 @@ class TestFails:
         def end_it(done: int, total: int) -> None:
             source.do("SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE state = 'backup'")
 
-        with pytest.raises(BackupError, match=r"pg_basebackup failed: .*(terminating connection|server closed)"):
+        with pytest.raises(BackupError, match=r"(?s)pg_basebackup failed: .*(terminating connection|server closed)"):
             source.back_up(progress=end_it)
 
     def test_where_the_role_may_not(self, source: Source) -> None:
