@@ -174,12 +174,16 @@ class PartReader:
         """As `restore`, of files that are needed for a while only: nothing is brought to disk."""
         return self._write(None, progress)
 
+    def forget(self) -> None:
+        """What was written is not to be believed: the next `restore` begins anew."""
+        self._journal.unlink(missing_ok=True)
+
     def _finish(self, writeback: Writeback) -> None:
         try:
             writeback.finish()
         except OSError:
             # What the disk refused, the page cache may show until it is needed, and the kernel tells of it only once.
-            self._journal.unlink()
+            self.forget()
             raise
 
     def _write(self, writeback: Writeback | None, progress: Progress) -> int:

@@ -247,9 +247,9 @@ def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) ->
 
     The repository is told that the backup is being read, so that it does not expire meanwhile.
     """
-    with steps_of(around, assessment.execution, run_id).step("prepare") as tell:
+    place = Path(assessment.target)
+    with steps_of(around, assessment.execution, run_id).step("prepare") as tell, target.writing(place):
         binaries = find_binaries(around.settings, assessment.major)
-        place = Path(assessment.target)
         if scarce := require_space(place, assessment.room):
             around.notes.warning(scarce)
         resumed = target.claim(place, _note(assessment), around.identity)
@@ -267,8 +267,8 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
 
     After an interruption only the parts that are missing are fetched.
     """
-    with steps_of(around, assessment.execution, run_id).step("restore_latest_backup") as tell:
-        place = Path(assessment.target)
+    place = Path(assessment.target)
+    with steps_of(around, assessment.execution, run_id).step("restore_latest_backup") as tell, target.writing(place):
         _require_claim(place, assessment)
         target.hold(place, around.identity)
         store = _store(around, assessment.execution, assessment.system_identifier)
@@ -295,8 +295,8 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
 
 def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles, run_id: str | None) -> RestoredServer:
     """Step 4: the server is started on the restored files and replays the log; it runs when this returns."""
-    with steps_of(around, assessment.execution, run_id).step("apply_wal") as tell:
-        place = Path(files.target)
+    place = Path(files.target)
+    with steps_of(around, assessment.execution, run_id).step("apply_wal") as tell, target.writing(place):
         _require_claim(place, assessment)
         target.hold(place, around.identity)
         store = _store(around, assessment.execution, assessment.system_identifier)

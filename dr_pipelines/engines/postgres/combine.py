@@ -78,6 +78,11 @@ class Combiner:
                 on_disk.result()
         return fetched
 
+    def forget(self) -> None:
+        """What was written is not to be believed: the next `restore` begins anew."""
+        self._combined.unlink(missing_ok=True)
+        shutil.rmtree(self._chain, ignore_errors=True)
+
     def _is_combined(self) -> bool:
         """Whether the whole was made. What was written before a crash of the machine may not have reached the disk."""
         try:

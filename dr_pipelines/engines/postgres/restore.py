@@ -35,6 +35,8 @@ def restore_files(
 
     `chain` is the backup and, before an incremental one, what it is based on, from a full one on. Called again after an
     interruption it fetches what is missing; where nothing was, it returns what was said then.
+    Where the files are not those of the backup though an earlier attempt had written them, all are fetched once more:
+    a disk that failed since may have lost what was not yet on it.
 
     Raises ObjectCorrupt or ObjectMissing, which name the object, where a part is not what the manifest says.
     """
@@ -45,20 +47,25 @@ def restore_files(
             # Without it PostgreSQL would start on the files as if they were from one moment.
             raise RestoreError(f"the backup {backup.backup_id} holds no backup_label: no server can be made of it")
     note = target / PRIVATE / _VERIFIED
+    checks: list[Check] = []
 
     def verify(fetched: int) -> None:
         # Once the server has been started on the files, they are no longer those of the backup.
         if fetched or not note.exists():
+            checks[:] = [_verify(target, binaries, identity)]
             draft = note.with_suffix(".draft")
-            draft.write_text(json.dumps(asdict(_verify(target, binaries, identity))))
+            draft.write_text(json.dumps(asdict(checks[0])))
             draft.replace(note)
 
+    reader: Combiner | PartReader
     if len(chain) > 1:
-        combiner = Combiner(store, chain, target, binaries, identity=identity, workers=workers)
-        fetched = combiner.restore(progress, meanwhile=verify)
+        reader = Combiner(store, chain, target, binaries, identity=identity, workers=workers)
     else:
         journal, owner = target / PRIVATE / "parts", (identity.uid, identity.gid) if identity is not None else None
         reader = PartReader(store, chain[0], target, journal=journal, owner=owner, workers=workers)
+    fetched = reader.restore(progress, meanwhile=verify)
+    if fetched < sum(len(backup.parts) for backup in chain) and checks and not checks[0].passed:
+        reader.forget()
         fetched = reader.restore(progress, meanwhile=verify)
     return fetched, Check(**json.loads(note.read_text()))
 

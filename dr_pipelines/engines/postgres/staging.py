@@ -10,7 +10,7 @@ the end of the log and open with data missing).
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dr_pipelines.engines.postgres.log import Log
@@ -135,7 +135,9 @@ class Stage:
                     self._fetch(self._names[number])
         except BaseException as error:
             self._failure = error
-            self._write("fetcher", "0 failed\n")
+            # Where the disk is full not even that can be said; `check` says it, and the server is ended.
+            with suppress(OSError):
+                self._write("fetcher", "0 failed\n")
 
     def _fetch(self, name: str) -> None:
         raw = patiently(lambda: self._log.fetch(name))

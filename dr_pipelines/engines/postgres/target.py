@@ -4,16 +4,19 @@ What the restore itself keeps while it works (lock, notes, WAL fetched ahead) li
 removed when the restored server stands; only the server's access rules lie beside the source's.
 """
 
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dr_pipelines.errors import ConfigurationError, Locked, TargetRefused
+from dr_pipelines.errors import ConfigurationError, Locked, RestoreError, TargetRefused
 from dr_pipelines.processes.identity import Identity, check_reachable, give_to
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "let_go",
     "read_note",
     "release",
+    "writing",
 ]
 
 PRIVATE = "dr_restore"
@@ -86,7 +90,11 @@ def claim(target: Path, note: Note, identity: Identity | None) -> bool:
 
 def _draft(private: Path, note: Note, identity: Identity | None) -> Path:
     draft = private / f"{_DRAFT}{secrets.token_hex(4)}"
-    draft.write_text(json.dumps(asdict(note)))
+    with draft.open("w") as file:
+        file.write(json.dumps(asdict(note)))
+        file.flush()
+        # A note that a crash of the machine left empty could not be told from somebody else's.
+        os.fsync(file.fileno())
     draft.chmod(0o600)
     give_to(draft, identity)
     return draft
@@ -135,12 +143,32 @@ def check(target: Path, note: Note, identity: Identity | None) -> bool:
             raise TargetRefused(f"{target} is the data directory of a server that runs", hint="give a new folder")
         if not all(_is_interrupted_claim(entry) for entry in target.iterdir()):
             raise TargetRefused(f"{target} is not empty", hint="a restore goes to a new or empty folder")
+    above = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise TargetRefused(f"nothing can be written into {above}", hint="is its file system mounted read-only?")
     try:
         check_reachable(target, identity)
     except ConfigurationError as error:
         hint = "give a target that everybody can reach, such as one below /var/lib or /srv"
         raise TargetRefused(error.message, hint=hint) from None
     return False
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """While the block writes to a claimed target: what the operating system refuses is raised as RestoreError."""
+    try:
+        yield
+    except OSError as error:
+        resume = "then resume the restore: what is written stays, the same command goes on from there"
+        hint = {
+            errno.ENOSPC: f"make room on its file system, {resume}",
+            errno.EDQUOT: f"raise the quota, {resume}",
+            errno.EROFS: f"after a disk's error the kernel does that by itself; make it writable, {resume}",
+            errno.EIO: "the disk reports an error, the kernel's log says more; give a target on another one",
+        }.get(error.errno or 0, "")
+        place = error.filename or target
+        raise RestoreError(f"{place} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 def _is_interrupted_claim(entry: Path) -> bool:

@@ -1,6 +1,7 @@
 """The files of a backup, brought back: compared with PostgreSQL's own manifest, on from an interruption."""
 
 import fcntl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,32 @@ def test_every_file_is_as_it_was_backed_up(kept: Repository, settings: Settings)
 def test_a_file_that_differs_is_named(kept: Repository, settings: Settings) -> None:
     with archived.restore(settings, kept) as restore:
         place = Path(restore.prepare().target)
+
+        def meddle(what: str, done: int, total: int) -> None:
+            if done == total:
+                (place / "PG_VERSION").write_text("17\n")
+                (place / "stranger").write_text("")
+
+        restore.around = replace(restore.around, progress=meddle)
+        files = restore.fetch()
+        assert files.verified.passed is False
+        assert "PG_VERSION" in files.verified.detail
+        assert "stranger" in files.verified.detail
+
+
+def test_what_an_earlier_attempt_had_written_and_the_disk_lost_is_written_again(
+    kept: Repository, settings: Settings
+) -> None:
+    parts = len(archived.newest(kept).manifest.parts)
+    with archived.restore(settings, kept) as restore:
+        place = Path(restore.prepare().target)
         restore.fetch()
-        (place / "PG_VERSION").write_text("17\n")
-        (place / "stranger").write_text("")
+        # As after an attempt that was killed before it compared the files.
         (place / target.PRIVATE / "verified.json").unlink()
+        (place / "PG_VERSION").write_text("\0\0\0")
         again = restore.fetch()
-        assert again.parts_fetched == 0
-        assert again.verified.passed is False
-        assert "PG_VERSION" in again.verified.detail
-        assert "stranger" in again.verified.detail
+        assert again.parts_fetched == parts
+        assert again.verified.passed, again.verified.detail
 
 
 def test_files_that_a_server_has_changed_since_are_not_compared_again(kept: Repository, settings: Settings) -> None:
