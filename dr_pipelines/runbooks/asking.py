@@ -24,9 +24,8 @@ def await_approval(work: Work) -> None:
     fencing = work.attempt("fence")
     if fencing is not None and fencing.outcome is not Outcome.FAILED:
         return
-    asked = work.attempt("approve_cutover")
     approval = _usable(work)
-    if approval is not None and _lets(work, approval) and asked is not None and asked.outcome is Outcome.DONE:
+    if approval is not None and _lets(work, approval) and work.is_done("approve_cutover"):
         return
     require_timeline_free(work)
     with work.steps.step("approve_cutover") as tell:

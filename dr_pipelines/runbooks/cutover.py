@@ -86,9 +86,13 @@ def _require_valid(work: Work) -> None:
 
 def _switch(work: Work) -> None:
     """Lead the clients to the new server, and ask it what the application asks first."""
-    if work.results.get("switch") is not None:
+    if work.is_done("switch_clients"):
         return
     with work.steps.step("switch_clients") as tell:
+        led = " and ".join(work.means.led_by) or "the address is the same"
+        if work.results.get("switch") is not None:
+            tell(f"{led}, before")
+            return
         switched_at = work.around.clock.wall()
         if work.means.connection_file is not None:
             lead_file_to(work.means.connection_file, work.execution.service, work.wish.address)
@@ -104,7 +108,7 @@ def _switch(work: Work) -> None:
         work.results.put("switch", result)
         if not first.passed:
             work.around.notes.warning(f"the application's query at the new address: {first.detail}")
-        tell(f"{' and '.join(work.means.led_by) or 'the address is the same'}; {first.detail}")
+        tell(f"{led}; {first.detail}")
 
 
 def _first_query(work: Work) -> Check:
@@ -126,10 +130,13 @@ def _first_query(work: Work) -> Check:
 
 def _back_up(work: Work) -> str | None:
     """A new history begins here: a backup of it, at once. Returns why there is none, where it failed."""
-    if work.results.get("backup") is not None:
+    if work.is_done("back_up"):
         return None
     try:
         with work.steps.step("back_up") as tell:
+            if (result := work.results.get("backup")) is not None:
+                tell(str(result["backup_id"]))
+                return None
             taken = take_backup(
                 work.execution.service,
                 work.new_dsn,

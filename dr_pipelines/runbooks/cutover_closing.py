@@ -92,6 +92,7 @@ def _approval_of(done: CutOver) -> CutoverApproval | None:
     # What was approved and begun in time has not expired since.
     used = done.fenced_by is not None and answer is not None and answer.decision is Decision.APPROVED
     step = done.work.attempt("approve_cutover")
+    seen = step.started_at + step.duration if step is not None and step.duration is not None else None
     return CutoverApproval(
         number=approval.number,
         requested_at=request.requested_at,
@@ -102,7 +103,7 @@ def _approval_of(done: CutOver) -> CutoverApproval | None:
         by=answer.by if answer is not None else None,
         reason=answer.reason if answer is not None else None,
         confirmed=answer.confirmed if answer is not None else (),
-        waited_seconds=step.duration.total_seconds() if step is not None and step.duration is not None else None,
+        waited_seconds=(seen - request.requested_at).total_seconds() if seen is not None else None,
     )
 
 

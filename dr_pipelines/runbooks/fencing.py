@@ -17,16 +17,18 @@ _PATIENCE = 30.0
 
 def fence_old_server(work: Work) -> None:
     """Put the old server out of action. Raises ExecutionError where that cannot be made sure of."""
-    if work.results.get("fence") is not None:
+    if work.is_done("fence"):
         return
     with work.steps.step("fence") as tell:
-        require_timeline_free(work)
-        by, measures = _fence(work)
-        for measure in measures:
-            if not measure.done:
-                work.around.notes.warning(f"fencing, {measure.name}: {measure.detail}")
-        work.results.put("fence", {"by": by, "measures": [asdict(measure) for measure in measures]})
-        tell(f"{work.old_server}: {by}")
+        result = work.results.get("fence")
+        if result is None:
+            require_timeline_free(work)
+            by, measures = _fence(work)
+            for measure in measures:
+                if not measure.done:
+                    work.around.notes.warning(f"fencing, {measure.name}: {measure.detail}")
+            result = work.results.put("fence", {"by": by, "measures": [asdict(measure) for measure in measures]})
+        tell(f"{work.old_server}: {result['by']}")
 
 
 def measures_of(result: dict[str, object] | None) -> tuple[Measure, ...]:

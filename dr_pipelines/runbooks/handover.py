@@ -23,7 +23,7 @@ from dr_pipelines.repository.store import Store
 from dr_pipelines.runbooks.backups import require_dsn
 from dr_pipelines.runbooks.clients import Address, address_of, at_address
 from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, Validated, steps_of
-from dr_pipelines.runbooks.execution import Execution, Journal, StepState
+from dr_pipelines.runbooks.execution import Execution, Journal, Outcome, StepState
 from dr_pipelines.runbooks.steps import StepRunner
 from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import format_duration
@@ -206,6 +206,11 @@ class Work:
         """The last attempt at a step; None where it never began."""
         states = Journal(self.around.repository.store, self.execution.id).steps()
         return next((state for state in reversed(states) if state.step == step), None)
+
+    def is_done(self, step: str) -> bool:
+        """Whether the last attempt at a step came to its end."""
+        last = self.attempt(step)
+        return last is not None and last.outcome is Outcome.DONE
 
     def for_commands(self) -> dict[str, str]:
         """What commands of the team's own have to know, for their environment."""

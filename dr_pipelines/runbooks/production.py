@@ -23,7 +23,6 @@ from dr_pipelines.processes.identity import give_to, open_folder
 from dr_pipelines.processes.leases import Lease
 from dr_pipelines.processes.postgres import Server, find_binaries, running_pid
 from dr_pipelines.runbooks.database_restore import LEASE
-from dr_pipelines.runbooks.execution import Outcome
 from dr_pipelines.runbooks.handover import Work
 from dr_pipelines.settings import variable
 
@@ -38,8 +37,7 @@ def take_over(work: Work) -> None:
     It is nobody's from then on and runs until somebody ends it; a drill's ends with the drill. Raises ExecutionError
     where what runs in the target, or answers at the address, is not it.
     """
-    switched = work.attempt("switch_clients")
-    if switched is not None and switched.outcome is Outcome.DONE:
+    if work.is_done("switch_clients"):
         return
     with work.steps.step("take_over") as tell:
         notes = _in_production(work)
