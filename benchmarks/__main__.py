@@ -1,117 +1,78 @@
-"""`python -m benchmarks`: measure, print the table, and write docs/benchmarks.md."""
+"""`python -m benchmarks [NAME ...]`: measure, print, and write each result into its section of docs/benchmarks.md."""
 
 import argparse
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import files
-from benchmarks.files import BACKUP, COPY, DUMP, RESTORE, UNPACK, Result
-from benchmarks.orchestration import Latency, measure_latency
-from dr_pipelines.timing import format_bytes
+from benchmarks import archive, field, orchestration, pgbackrest, replay
+from benchmarks.page import put
 
 _PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-_AGAINST = {BACKUP: DUMP, RESTORE: COPY, UNPACK: COPY, DUMP: COPY}
 
 
 def main() -> int:
-    """Run what the arguments ask for; exit code 0 when all could be measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--size", type=float, default=2.0, help="GB of rows (2)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
-    parser.add_argument("--postgres", type=int, default=15, help="major version (15)")
-    parser.add_argument("--runs", type=int, default=5, help="Dagster runs timed (5); 0: none")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("/var/tmp"), help="where there is room for 5 times the size"
-    )
-    parser.add_argument("--page", type=Path, default=_PAGE, help="where the table goes")
-    arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="dr-benchmark-", dir=arguments.folder))
-    folder.chmod(0o755)
-    try:
-        result = files.run(folder, int(arguments.size * 1e9), arguments.rounds, arguments.postgres)
-        latency = measure_latency(folder, arguments.runs) if arguments.runs else None
-    finally:
-        shutil.rmtree(folder)
-    page = _page(result, latency, arguments.rounds)
-    arguments.page.parent.mkdir(exist_ok=True)
-    arguments.page.write_text(page)
-    print(page)
+    """Run what the arguments ask for; exit code 0 when all could be measured, whatever it is."""
+    arguments = _parser().parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
+    sections: dict[str, Callable[[Path], str]] = {
+        "field": lambda folder: field.run(
+            folder, _bytes(arguments.sizes[0]), arguments.rounds, arguments.postgres, until=until
+        ),
+        "pgbackrest": lambda folder: pgbackrest.run(
+            folder,
+            [pgbackrest.Size.of(_bytes(size), arguments.rounds) for size in arguments.sizes],
+            arguments.postgres,
+            until=until,
+        ),
+        "replay": lambda folder: replay.run(
+            folder, _bytes(arguments.log), arguments.rounds, arguments.postgres, until=until
+        ),
+        "archive": lambda folder: archive.run(folder, arguments.segments, arguments.postgres),
+        "orchestration": lambda folder: orchestration.run(folder, arguments.rounds),
+    }
+    for name in arguments.names or sections:
+        folder = Path(tempfile.mkdtemp(prefix="dr-benchmark-", dir=arguments.folder))
+        folder.chmod(0o755)
+        try:
+            text = sections[name](folder)
+        finally:
+            shutil.rmtree(folder)
+        put(arguments.page, name, text)
+        print(text, flush=True)
     return 0
 
 
-def _page(result: Result, latency: Latency | None, rounds: int) -> str:
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`. Contenders take turns within each round; seconds are of one machine, ratios carry",
-        "over.",
-        "",
-        f"Measured {datetime.now(UTC):%Y-%m-%d} on {_machine()}; {_versions(result)};",
-        f"{format_bytes(result.data_bytes)} of poorly compressible rows, checksums on, zstd level 1, repository in a",
-        f"folder on the same disk, warm cache, median of {rounds} rounds.",
-        "",
-        "| | seconds | fastest to slowest | ratio | without starting Python | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in (COPY, DUMP, BACKUP, UNPACK, RESTORE):
-        low, high = result.spread(name)
-        against = _AGAINST.get(name)
-        ratio = f"{result.median(name) / result.median(against):.2f} of {against}" if against else "1"
-        peak = format_bytes(result.peak(name)) if name in (BACKUP, RESTORE) else ""
-        inner = result.inner(name)
-        alone = f"{inner:.1f}" if inner is not None else ""
-        # A pipe would end the cell.
-        title, ratio = name.replace("|", "\\|"), ratio.replace("|", "\\|")
-        lines.append(f"| {title} | {result.median(name):.1f} | {low:.1f} to {high:.1f} | {ratio} | {alone} | {peak} |")
-    lines += [
-        "",
-        "`dr backup` includes hashing every part with SHA-256 and waiting until the log that the backup needs is in",
-        "the repository; `dr restore (files)` includes checking every part's hash. Peak memory is that of our process",
-        "alone.",
-    ]
-    if latency is not None:
-        first, following = latency.medians
-        lines += [
-            "",
-            "## Orchestration",
-            "",
-            "What Dagster adds, with deploy/dagster.yaml, by GraphQL as the UI does it: a fixed amount that counts in",
-            "the RTO of a run that is launched there.",
-            "",
-            "| | median seconds | fastest to slowest |",
-            "|---|---|---|",
-            f"| run requested → first op | {first:.1f} | {_range(latency.requested_to_first)} |",
-            f"| op → next op | {following:.2f} | {_range(latency.first_to_next)} |",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _range(values: tuple[float, ...]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
-
-
-def _machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="examples:\n"
+        "  python -m benchmarks pgbackrest --sizes 0.5 --rounds 2    a first look\n"
+        "  python -m benchmarks pgbackrest --minutes 40              all sizes, no round begun after 40 minutes\n"
+        "  python -m benchmarks replay archive                       two sections\n",
     )
-    cores = Path("/proc/cpuinfo").read_text().count("processor\t")
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    return f"{cores} cores ({model}), {format_bytes(memory)}, {platform.system()} {platform.release()}"
-
-
-def _versions(result: Result) -> str:
-    zstd = subprocess.run(["zstd", "--version"], capture_output=True, text=True, check=True).stdout.split("v")[-1]
-    return (
-        f"PostgreSQL {result.server}, Python {platform.python_version()}, zstandard {version('zstandard')}, "
-        f"Dagster {version('dagster')}, zstd {zstd.split(',')[0].strip()}"
+    names = ("field", "pgbackrest", "replay", "archive", "orchestration")
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*names, []], help=f"of {', '.join(names)}; or all")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[2.0, 8.0, 16.0], help="GB of rows (2 8 16)")
+    parser.add_argument("--log", type=float, default=2.0, help="GB of log to replay (2)")
+    parser.add_argument("--segments", type=int, default=200, help="segments to archive (200)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
+    parser.add_argument("--minutes", type=float, default=600, help="no round begins later than that (600)")
+    parser.add_argument("--postgres", type=int, default=15, help="major version (15)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/var/tmp"), help="where there is room for 4 times the size (/var/tmp)"
     )
+    parser.add_argument("--page", type=Path, default=_PAGE, help="where the sections go")
+    return parser
+
+
+def _bytes(gigabytes: float) -> int:
+    return int(gigabytes * 1e9)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@
 import sys
 from pathlib import Path
 
-from dr_pipelines.engines.parts import PartReader
+from benchmarks.database import SERVICE
 from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.coverage import choose, newest_system
+from dr_pipelines.engines.postgres.restore import restore_files
+from dr_pipelines.engines.postgres.target import Note, claim
+from dr_pipelines.errors import RestoreError
+from dr_pipelines.processes.identity import server_identity
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.repository import open_repository
 from dr_pipelines.settings import load_settings
 from dr_pipelines.timing import Stopwatch, SystemClock
-
-SERVICE = "database"
 
 
 def _quiet(done: int, total: int) -> None:
@@ -24,19 +26,21 @@ def main(argv: list[str]) -> int:
     assert settings.repository is not None
     repository = open_repository(settings.repository, settings=settings)
     watch = Stopwatch(clock)
+    binaries = find_binaries(settings)
     if argv[0] == "backup":
         dsn = settings.dsn_of(SERVICE)
         assert dsn is not None
-        binaries = find_binaries(settings)
         take_backup(SERVICE, dsn, repository, binaries, settings, clock=clock, progress=_quiet)
     else:
-        target = Path(argv[1])
-        target.mkdir(mode=0o700)
+        target, identity = Path(argv[1]), server_identity(settings)
         store = newest_system(repository.service(SERVICE))
         manifest = choose(store, None).manifest
-        journal = target.parent / f"{target.name}.parts"
-        PartReader(store, manifest, target, journal=journal, owner=None, workers=settings.workers).restore(_quiet)
-        journal.unlink()
+        claim(target, Note("benchmark", manifest.backup_id, manifest.system_identifier), identity)
+        _, verified = restore_files(
+            store, [manifest], target, binaries, identity=identity, workers=settings.workers, progress=_quiet
+        )
+        if not verified.passed:
+            raise RestoreError(verified.detail)
     print(f"seconds {watch.elapsed().total_seconds():.3f}")
     return 0
 
