@@ -132,9 +132,11 @@ def unwrap_into(
     *,
     expected_sha256: str | None = None,
     scratch: bytearray | None = None,
+    max_raw: int = 0,
 ) -> Envelope:
     """Read an object's data into `buffer[:raw_size]`; never writes beyond the buffer, whatever the object claims.
 
+    A bytearray may grow to `max_raw` bytes, as far as the object's data needs it.
     `expected_sha256` is the stored hash that the manifest names. `scratch` holds what is read meanwhile, so that a
     caller with many objects gives the same again; 1 MiB is a good size. Errors name the object by `stream.name`.
 
@@ -142,7 +144,9 @@ def unwrap_into(
     FormatTooNew.
     """
     envelope = _read_header(stream, expected_sha256)
-    _refuse_larger(stream, envelope, len(buffer))
+    _refuse_larger(stream, envelope, max(len(buffer), max_raw))
+    if isinstance(buffer, bytearray) and len(buffer) < envelope.raw_size:
+        buffer.extend(bytes(envelope.raw_size - len(buffer)))
     with memoryview(buffer).cast("B") as view:
         _unwrap(_Payload(stream, envelope, scratch), view[: envelope.raw_size])
     return envelope

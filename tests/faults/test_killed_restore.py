@@ -70,7 +70,7 @@ def comes_back(restore: Restore) -> None:
         lambda restore: read(private(restore) / "parts").count("\n") > 20,
         lambda restore: (private(restore) / "wal").exists(),
         lambda restore: "starting backup recovery" in read(private(restore) / "server.log"),
-        lambda restore: read(private(restore) / "server.log").count("restored log file") > 3,
+        lambda restore: read(private(restore) / "server.log").count("fetched log file") > 3,
         lambda restore: "selected new timeline" in read(private(restore) / "server.log"),
     ],
     ids=[
@@ -100,7 +100,7 @@ def test_resumed_it_fetches_only_the_parts_that_are_missing(start: Start, restor
 def test_the_server_of_a_killed_restore_stops_rather_than_open_with_rows_missing(
     start: Start, restore: Restore
 ) -> None:
-    begin(start, restore).kill_when(lambda: read(private(restore) / "server.log").count("restored log file") > 3)
+    begin(start, restore).kill_when(lambda: read(private(restore) / "server.log").count("fetched log file") > 3)
     log = private(restore) / "server.log"
     ended = "startup process" if wait_until(lambda: "exited with exit code" in read(log), timeout=30) else read(log)
     assert ended == "startup process"

@@ -25,7 +25,7 @@ from dr_pipelines.engines.postgres.wal import (
     timeline_of,
 )
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, UsageError
-from dr_pipelines.repository.envelope import unwrap, wrap
+from dr_pipelines.repository.envelope import unwrap, unwrap_into, wrap
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
 
@@ -85,24 +85,39 @@ class Log:
         That is what a segment holds that is not full, and where a replay of it ends. Raises ObjectMissing,
         ObjectCorrupt.
         """
+        buffer = bytearray()
+        size = self.fetch_into(name, buffer)
+        return bytes(memoryview(buffer)[:size])
+
+    def fetch_into(self, name: str, buffer: bytearray, scratch: bytearray | None = None) -> int:
+        """As `fetch`, into a buffer that grows as needed; returns how many bytes of it are the file's.
+
+        For whoever fetches many: fresh memory for each takes as long as decompressing into it. `scratch` holds what is
+        read meanwhile, as for `unwrap_into`.
+        """
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._fetch(name)
+                return self._fetch_into(name, buffer, scratch)
             except ObjectMissing:
                 if not self.chunks(name) and not self.has(name):
                     raise
-        return self._fetch(name)
+        return self._fetch_into(name, buffer, scratch)
 
-    def _fetch(self, name: str) -> bytes:
-        if kind_of(name) is not FileKind.SEGMENT or self.has(name) or not (cover := self.chunks(name)):
-            largest = self._segment_size if kind_of(name) in (FileKind.SEGMENT, FileKind.PARTIAL) else _LARGEST_NOTE
+    def _fetch_into(self, name: str, buffer: bytearray, scratch: bytearray | None) -> int:
+        kind = kind_of(name)
+        largest = self._segment_size if kind in (FileKind.SEGMENT, FileKind.PARTIAL) else _LARGEST_NOTE
+        try:
             with self.store.open(_key(name)) as stream:
-                return unwrap(stream, max_raw=largest)[1]
+                return unwrap_into(stream, buffer, scratch=scratch, max_raw=largest).raw_size
+        except ObjectMissing:
+            if kind is not FileKind.SEGMENT or not (cover := self.chunks(name)):
+                raise
         raw = self.fetch_chunks(name, cover)
         size = read_header(raw).segment_size
         if max(size, len(raw)) > self._segment_size:
             raise ObjectCorrupt(f"the chunks of {name} claim to be of a segment of {size} bytes")
-        return raw.ljust(size, b"\0")
+        buffer[:size] = raw.ljust(size, b"\0")
+        return size
 
     def put_chunk(self, name: str, chunk: Chunk, raw: bytes, *, level: int = 1) -> Stored:
         """Store a chunk of the segment `name`, durably. Raises as `put` does."""

@@ -150,7 +150,7 @@ class _Recovery:
         recovering = (target / "backup_label").exists() or (target / "recovery.signal").exists()
         names = _still_wanted(target, self.binaries, self.names)
         stage = Stage(target, self.log, names, self.identity, self.workers)
-        stage.open()
+        stage.open(keep_taken=not recovering)
         earlier_access = _Access.of(target)
         if recovering:
             configure(target, self.binaries, stage, target_time, self.identity)

@@ -2,9 +2,14 @@
 
 A fetcher puts segments, in order, into `<target>/dr_restore/wal/`; the command that PostgreSQL runs, in the data
 directory, waits for the one it wants and moves it. Three things are kept apart that a plain `cp` confuses: a segment
-that does not exist (not on the list: exit 1, the log ends here), one that is still to come (wait), and whatever else
-keeps it away, such as a fetcher that failed or died (exit 255: PostgreSQL stops, rather than take a broken fetch for
-the end of the log and open with data missing).
+that does not exist (not on the list: the log ends here), one that is still to come (wait), and whatever else keeps it
+away, such as a fetcher that failed or died (exit 255: PostgreSQL stops, rather than take a broken fetch for the end of
+the log and open with data missing).
+
+The segment is moved to where PostgreSQL looks when the archive has nothing, to pg_wal, and the command says that it has
+nothing (exit 1). Of a file that it is given PostgreSQL brings every byte to disk before it replays it, which takes as
+long as the replay; what the replay made of it is on disk before the server opens, and after a crash of the machine
+before that the command refuses everything until the restore is resumed, which fetches again.
 """
 
 import os
@@ -15,9 +20,9 @@ from pathlib import Path
 
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.target import PRIVATE
-from dr_pipelines.engines.postgres.wal import FileKind, kind_of, read_header
+from dr_pipelines.engines.postgres.wal import HEADER_BYTES, FileKind, kind_of, read_header
 from dr_pipelines.processes.identity import Identity
-from dr_pipelines.processes.proc import look_up
+from dr_pipelines.processes.proc import boot_id, look_up
 from dr_pipelines.repository.patience import patiently
 
 __all__ = ["AHEAD", "Stage"]
@@ -26,32 +31,50 @@ AHEAD = 24
 """Segments fetched beyond what was taken: enough to keep the replay busy, and bounded disk."""
 
 _NEXT = f"""#!/bin/sh
-# restore_command of an unfinished restore: next %f %p
+# restore_command of an unfinished restore: next %f. Exit 1: look into pg_wal. Unless it waits it starts only mv.
 stage={PRIVATE}/wal
-grep -qxF -- "$1" "$stage/coming"
-case $? in
-0) ;;
-1) exit 1 ;;
-*) exit 255 ;;
-esac
-printf '%s\\n' "$1" > "$stage/wanted" || exit 255
+# Whatever else ends this must not look like the end of the log.
+code=255
+trap 'exit $code' EXIT
+refuse() {{
+  echo "dr_pipelines: $1" >&2
+  exit
+}}
+answer() {{
+  code=1
+  exit
+}}
+# What was not on disk when the machine stopped may have its name and none of its content.
+read -r begun < "$stage/boot" && read -r boot < /proc/sys/kernel/random/boot_id || exit
+[ "$boot" = "$begun" ] || refuse "the machine was started again since; resume the restore"
+known=
 while :; do
   if [ -f "$stage/$1" ]; then
-    # A history is asked for more than once: to find the newest timeline, and to follow it.
-    case $1 in
-    *.history) cp -- "$stage/$1" "$2" || exit 255 ;;
-    *) mv -- "$stage/$1" "$2" || exit 255 ;;
-    esac
-    exit 0
+    # PostgreSQL must not archive again what came from the archive.
+    printf '' > "pg_wal/archive_status/$1.done" && mv -- "$stage/$1" "pg_wal/$1" || exit
+    printf '%s\n' "$1" > "$stage/wanted" || exit
+    echo "dr_pipelines: fetched log file $1" >&2
+    answer
   fi
-  # Taken before: PostgreSQL looks into pg_wal itself when the archive has nothing.
-  [ -f "pg_wal/$1" ] && exit 1
-  read -r pid start < "$stage/fetcher" || exit 255
+  if [ -z "$known" ]; then
+    grep -qxF -- "$1" "$stage/coming"
+    case $? in
+    0) known=1 ;;
+    1) answer ;;
+    *) exit ;;
+    esac
+    # Taken before.
+    [ -f "pg_wal/$1" ] && answer
+    printf '%s\n' "$1" > "$stage/wanted" || exit
+  fi
+  read -r pid start < "$stage/fetcher" || exit
   # The fetcher is the process of this id and start time; when it is gone, nothing more will come.
-  now=$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d' ' -f20)
-  if [ "$now" != "$start" ] && ! [ -f "$stage/$1" ]; then
-    echo "dr_pipelines: the fetcher of WAL is gone; resume the restore" >&2
-    exit 255
+  line=
+  {{ read -r line < "/proc/$pid/stat"; }} 2>/dev/null
+  # shellcheck disable=SC2086
+  set -- "$1" ${{line##*) }}
+  if [ "${{21:-}}" != "$start" ] && ! [ -f "$stage/$1" ]; then
+    refuse "the fetcher of WAL is gone; resume the restore"
   fi
   sleep 0.02
 done
@@ -63,6 +86,7 @@ class Stage:
 
     def __init__(self, target: Path, log: Log, names: Sequence[str], identity: Identity | None, workers: int) -> None:
         self.folder = target / PRIVATE / "wal"
+        self._target = target
         self._log, self._names, self._identity, self._workers = log, tuple(names), identity, workers
         self._index = {name: number for number, name in enumerate(self._names)}
         self._lock = threading.Lock()
@@ -73,16 +97,20 @@ class Stage:
     @property
     def restore_command(self) -> str:
         """What PostgreSQL calls, in its data directory, for each file of the log; free of what the target is called."""
-        return f"/bin/sh {PRIVATE}/wal/next %f %p"
+        return f"/bin/sh {PRIVATE}/wal/next %f"
 
-    def open(self) -> None:
+    def open(self, *, keep_taken: bool = False) -> None:
         """Make the folder, the list of what will come, and the command.
 
-        What an interrupted restore had fetched goes: after a crash of the machine it may not be what it was.
+        What an interrupted restore had fetched goes: after a crash of the machine it may not be what it was. With
+        `keep_taken` what PostgreSQL has in pg_wal stays: a server that has recovered does not ask for it again.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for leftover in self.folder.iterdir():
             leftover.unlink()
+        for name in () if keep_taken else self._names:
+            (self._target / "pg_wal" / name).unlink(missing_ok=True)
+        self._write("boot", f"{boot_id()}\n")
         self._write("coming", "".join(f"{name}\n" for name in self._names))
         self._write("next", _NEXT)
         here = look_up(os.getpid())
@@ -121,6 +149,8 @@ class Stage:
         return self.wanted(), len(self._names)
 
     def _run(self) -> None:
+        # Kept for all files: fresh memory for each takes as long as decompressing into it.
+        buffer, scratch = bytearray(), bytearray(1 << 20)
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -132,21 +162,22 @@ class Stage:
                 if number is None:
                     self._stop.wait(0.02)
                 else:
-                    self._fetch(self._names[number])
+                    self._fetch(self._names[number], buffer, scratch)
         except BaseException as error:
             self._failure = error
             # Where the disk is full not even that can be said; `check` says it, and the server is ended.
             with suppress(OSError):
                 self._write("fetcher", "0 failed\n")
 
-    def _fetch(self, name: str) -> None:
-        raw = patiently(lambda: self._log.fetch(name))
+    def _fetch(self, name: str, buffer: bytearray, scratch: bytearray) -> None:
+        size = patiently(lambda: self._log.fetch_into(name, buffer, scratch))
         if kind_of(name) is FileKind.SEGMENT:
             # PostgreSQL would take another segment of this name for the end of the log.
-            read_header(raw).check(name, len(raw))
+            read_header(bytes(buffer[:HEADER_BYTES])).check(name, size)
         final = self.folder / name
         temporary = self.folder / f".{name}"
-        temporary.write_bytes(raw)
+        with memoryview(buffer) as view, temporary.open("wb") as file:
+            file.write(view[:size])
         temporary.chmod(0o600)
         if self._identity is not None:
             os.chown(temporary, self._identity.uid, self._identity.gid)

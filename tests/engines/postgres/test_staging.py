@@ -1,6 +1,7 @@
 """WAL fetched ahead: what `restore_command` answers, and that no failure looks like the end of the log."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ from dr_pipelines.timing import wait_until
 from tests.archived import flip, open_to_all
 from tests.made_up import segment
 
-ENDS, STOPS = 1, 255
-"""Exit codes: PostgreSQL takes the first for the end of the log, and stops at the second."""
+LOOKS, STOPS = 1, 255
+"""Exit codes: at the first PostgreSQL looks into pg_wal, and takes a file that is not there for the end of the log; at
+the second it stops."""
 HISTORY = "00000002.history"
 
 
@@ -39,13 +41,26 @@ class Place:
     def command(self, name: str) -> list[str]:
         """What PostgreSQL runs for a file of the log."""
         line = Stage(self.data, self.log, [], None, 1).restore_command
-        return shlex.split(line.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG"))
+        return shlex.split(line.replace("%f", name))
 
     def ask(self, name: str) -> int:
         return subprocess.run(self.command(name), cwd=self.data, timeout=30, check=False).returncode
 
-    def taken(self) -> bytes:
-        return (self.data / "pg_wal" / "RECOVERYXLOG").read_bytes()
+    def has(self, name: str) -> bool:
+        """Whether PostgreSQL finds the file, whole, and will not archive it."""
+        if not (self.data / "pg_wal" / name).exists():
+            return False
+        assert (self.data / "pg_wal" / "archive_status" / f"{name}.done").exists()
+        return (self.data / "pg_wal" / name).read_bytes() == self.log.fetch(name)
+
+    def gets(self, name: str) -> bool:
+        """Whether PostgreSQL, which asks for the file, finds it then."""
+        assert not self.has(name)
+        return self.ask(name) == LOOKS and self.has(name)
+
+    def ends_at(self, name: str) -> bool:
+        """Whether PostgreSQL, which asks for the file, takes that for the end of the log."""
+        return self.ask(name) == LOOKS and not (self.data / "pg_wal" / name).exists()
 
     def staged(self) -> list[str]:
         return sorted(path.name for path in (self.data / PRIVATE / "wal").iterdir() if path.name in self.names)
@@ -56,7 +71,7 @@ def place() -> Iterator[Place]:
     with open_to_all() as folder:
         data = folder / "it's a target"
         (data / PRIVATE).mkdir(parents=True)
-        (data / "pg_wal").mkdir()
+        (data / "pg_wal" / "archive_status").mkdir(parents=True)
         log = Log(FolderStore(folder / "store"))
         log.put(HISTORY, b"1\t0/5000000\tno recovery target specified\n")
         segments = [segment(number) for number in range(5, 45)]
@@ -70,18 +85,10 @@ class TestGiven:
         stage = place.stage()
         with stage.fetching():
             for name in place.names:
-                assert place.ask(name) == 0
-                assert place.taken() == place.log.fetch(name)
+                assert place.gets(name)
             stage.check()
         assert stage.progress() == (len(place.names) - 1, len(place.names))
-        assert place.staged() == [HISTORY]
-
-    def test_a_history_as_often_as_it_is_asked_for(self, place: Place) -> None:
-        stage = place.stage([HISTORY])
-        with stage.fetching():
-            assert [place.ask(HISTORY), place.ask(HISTORY)] == [0, 0]
-            stage.check()
-        assert place.taken() == place.log.fetch(HISTORY)
+        assert place.staged() == []
 
     def test_a_file_that_is_still_to_come(self, place: Place) -> None:
         stage = place.stage()
@@ -89,13 +96,22 @@ class TestGiven:
         assert wait_until(stage.wanted, timeout=10)
         assert waiting.poll() is None
         with stage.fetching():
-            assert waiting.wait(timeout=20) == 0
-        assert place.taken() == place.log.fetch(place.names[3])
+            assert waiting.wait(timeout=20) == LOOKS
+        assert place.has(place.names[3])
+
+    @pytest.mark.parametrize(
+        "number", [0, 1], ids=["a history, to find the newest timeline and to follow it", "a segment"]
+    )
+    def test_what_it_took_before(self, place: Place, number: int) -> None:
+        with place.stage().fetching():
+            assert place.gets(place.names[number])
+            assert place.ask(place.names[number]) == LOOKS
+            assert place.has(place.names[number])
 
     def test_not_more_ahead_than_is_bounded(self, place: Place) -> None:
         with place.stage().fetching():
             assert wait_until(lambda: len(place.staged()) == 24, timeout=20)
-            assert place.ask(place.names[10]) == 0
+            assert place.gets(place.names[10])
             assert wait_until(lambda: place.names[33] in place.staged(), timeout=20)
             assert place.names[34] not in place.staged()
 
@@ -103,17 +119,9 @@ class TestGiven:
 class TestEnds:
     def test_at_a_file_that_is_not_on_the_list(self, place: Place) -> None:
         with place.stage(place.names[:5]).fetching():
-            assert place.ask(place.names[5]) == ENDS
-            assert place.ask("00000003.history") == ENDS
-            assert place.ask(place.names[2][:-1] + ".") == ENDS
-
-    def test_at_a_file_that_was_taken_before(self, place: Place) -> None:
-        """PostgreSQL looks into pg_wal itself."""
-        stage = place.stage()
-        with stage.fetching():
-            assert place.ask(place.names[1]) == 0
-            (place.data / "pg_wal" / "RECOVERYXLOG").rename(place.data / "pg_wal" / place.names[1])
-            assert place.ask(place.names[1]) == ENDS
+            assert place.ends_at(place.names[5])
+            assert place.ends_at("00000003.history")
+            assert place.ends_at(place.names[2][:-1] + ".")
 
 
 class TestStops:
@@ -170,23 +178,40 @@ class TestStops:
         # What it had fetched before is still of use.
         name = place.names[1]
         (place.data / PRIVATE / "wal" / name).write_bytes(place.log.fetch(name))
-        assert place.ask(name) == 0
+        assert place.gets(name)
 
     def test_where_the_list_is_gone(self, place: Place) -> None:
         place.stage()
         (place.data / PRIVATE / "wal" / "coming").unlink()
         assert place.ask(place.names[1]) == STOPS
 
+    def test_where_the_machine_was_started_again_since(self, place: Place) -> None:
+        """What was not on disk then may have its name and none of its content, be it taken or not."""
+        stage = place.stage()
+        with stage.fetching():
+            assert place.gets(place.names[1])
+            (stage.folder / "boot").write_text("another boot\n")
+            assert place.ask(place.names[1]) == STOPS
+            assert place.ask(place.names[2]) == STOPS
+
     def test_where_a_file_cannot_be_moved_to_its_place(self, place: Place) -> None:
-        (place.data / "pg_wal").rmdir()
+        shutil.rmtree(place.data / "pg_wal")
         with place.stage().fetching():
             assert place.ask(place.names[1]) == STOPS
 
 
-def test_what_an_interrupted_restore_had_fetched_is_fetched_again(place: Place) -> None:
+@pytest.mark.parametrize("where", [f"{PRIVATE}/wal", "pg_wal"])
+def test_what_an_interrupted_restore_had_fetched_is_fetched_again(place: Place, where: str) -> None:
     """After a crash of the machine a file may have its name and none of its content."""
     place.stage()
-    (place.data / PRIVATE / "wal" / place.names[1]).write_bytes(b"")
+    (place.data / where / place.names[1]).write_bytes(b"")
     with place.stage().fetching():
-        assert place.ask(place.names[1]) == 0
-        assert place.taken() == place.log.fetch(place.names[1])
+        assert place.gets(place.names[1])
+
+
+def test_what_a_server_that_has_recovered_took_stays(place: Place) -> None:
+    stage = place.stage()
+    with stage.fetching():
+        assert place.gets(place.names[1])
+    stage.open(keep_taken=True)
+    assert place.has(place.names[1])
