@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dr_pipelines import __version__
-from dr_pipelines.cli import agent, approve, backup, doctor, drill, exposure, plan, report, restore, ui
+from dr_pipelines.cli import agent, approve, backup, doctor, drill, exposure, init, plan, report, restore, ui
 from dr_pipelines.cli.frame import end_on_signals, run
 
 __all__ = ["app", "execute", "main"]
@@ -47,6 +47,7 @@ def _add(command: Callable[..., int], summary: str, example: str) -> None:
     app.command(command.__name__, short_help=summary, epilog=f"Example: dr {example}")(command)
 
 
+_add(init.init, "Protect a database of your own.", "init orders --repository s3://my-backups/prod")
 app.add_typer(plan.app, name="plan")
 app.add_typer(backup.app, name="backup")
 _add(restore.restore, "Bring a database back.", "restore database --target /var/lib/restored/data --start")

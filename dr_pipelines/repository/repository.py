@@ -29,7 +29,7 @@ from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings
 from dr_pipelines.timing import Clock, SystemClock, format_moment
 
-__all__ = ["Repository", "open_repository"]
+__all__ = ["Repository", "is_empty", "open_repository"]
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -121,6 +121,11 @@ def open_repository(url: str, *, settings: Settings, create: bool = False, clock
         except RepositoryError as error:
             _log.warning("leftovers stay, which does not matter where the repository is only read: %s", error)
     return repository
+
+
+def is_empty(url: str, *, settings: Settings) -> bool:
+    """Whether nothing is in the place, so that a repository can be made there. Raises as `open_repository` does."""
+    return not _store_at(url, settings, create=False).names("")
 
 
 def _store_at(url: str, settings: Settings, create: bool) -> Store:

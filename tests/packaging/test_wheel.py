@@ -39,6 +39,10 @@ def test_the_wheel_has_one_top_level_package_beside_its_metadata(wheel: zipfile.
     assert "dr_pipelines/py.typed" in wheel.namelist()
 
 
+def test_the_wheel_carries_the_script_that_archive_command_calls(wheel: zipfile.ZipFile) -> None:
+    assert wheel.read("dr_pipelines/backup.sh") == (ROOT / "scripts" / "backup.sh").read_bytes()
+
+
 def test_the_wheel_carries_its_license_and_the_command(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
 

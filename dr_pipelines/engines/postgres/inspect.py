@@ -103,17 +103,19 @@ def judge_setup(
 ) -> tuple[Finding, ...]:
     """What the setup means. `spool` is where the agent looks, `archive_timeout` what the plan allows at most.
 
-    Where the agent streams the log, who else archives it is nobody's business here.
+    Where the agent streams the log, who else archives it is nobody's business here; but a base backup waits for him.
     """
     facts = setup.facts
-    archiving = (
+    archiving = [
         _archive_mode(facts),
         _archive_command(facts, spool),
         _archive_timeout(facts, archive_timeout, rpo),
         _archiver(setup.archiver),
-    )
+    ]
+    if streams:
+        archiving = archiving[-1:] if facts.archive_mode != "off" else []
     found = [
-        *(archiving if not streams else ()),
+        *archiving,
         _base_backup(setup),
         _tablespaces(facts),
         _durability(setup),
@@ -201,7 +203,7 @@ def _archiver(state: ArchiverState) -> _Entry:
     if state.last_failed_at and (state.last_archived_at is None or state.last_failed_at > state.last_archived_at):
         last = f"{state.last_failed_file} at {format_moment(state.last_failed_at)}"
         seen = f"it fails: {state.failed} times by now, {last}{waiting}"
-        mend = "the server's log has the words of scripts/backup.sh; pg_wal fills up until it is mended"
+        mend = "the server's log has the words of archive_command; until it is mended pg_wal fills up, and backups wait"
         return looked_at, Level.PROBLEM, seen, mend
     if state.waiting is not None and state.waiting > _BACKLOG:
         return looked_at, Level.WARNING, f"it is behind{waiting}", "is the spool's disk slow or full?"

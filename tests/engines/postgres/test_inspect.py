@@ -153,3 +153,13 @@ def test_who_archives_a_streamed_log_is_nobodys_business() -> None:
     theirs = replace(GOOD, facts=replace(FACTS, archive_command="pgbackrest archive-push %p", archive_timeout=0))
     found = judge_setup(theirs, "database", spool=SPOOL, archive_timeout=None, rpo=None, streams=True)
     assert [finding for finding in found if finding.level is not Level.OK] == []
+
+
+def test_whoever_archives_a_streamed_log_must_not_fail_since_a_base_backup_waits_for_him() -> None:
+    failing = replace(ARCHIVER, failed=3, last_failed_file="0" * 24, last_archived_at=EARLY, last_failed_at=LATE)
+    theirs = replace(GOOD, archiver=failing, facts=replace(FACTS, archive_command="pgbackrest archive-push %p"))
+    nobodys = replace(theirs, facts=replace(FACTS, archive_mode="off"))
+
+    for setup, expected in ((theirs, ["the archiver"]), (nobodys, [])):
+        found = judge_setup(setup, "database", spool=SPOOL, archive_timeout=None, rpo=None, streams=True)
+        assert [finding.looked_at for finding in found if finding.level is Level.PROBLEM] == expected
