@@ -251,7 +251,7 @@ def test_a_role_that_may_not_take_a_backup_or_not_even_look_is_said(hotel: Hotel
 def test_a_stopped_schedule_is_off_here_and_in_the_report(dr: Dr) -> None:
     settings = {"DR_LAB_REPOSITORY": "folder", "DR_PLAN": str(PLAN)}
     before = dr("doctor", "--json", **settings).document
-    (schedule,) = [name for name in levels(before, "schedules") if name.startswith("schedule ")]
+    schedule, *_ = [name for name in levels(before, "schedules") if name.startswith("schedule ")]
     subprocess.run(
         [sys.executable, "-m", "dagster", "schedule", "stop", schedule.split()[1], "-w", "workspace.yaml"],
         cwd=ROOT,
