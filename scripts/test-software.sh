@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests and benchmarks run against besides .venv: Debian's PostgreSQL 15, Chromium and zstd.
+# Install what the tests and benchmarks run against besides .venv: Debian's PostgreSQL 15, Chromium, zstd and faketime.
 #
 # As root it installs what is missing; no cluster is created and no service is started. As another user it says what is
 # missing, and that the tests that need it are skipped.
@@ -10,6 +10,7 @@ packages=()
 [ -x /usr/lib/postgresql/15/bin/postgres ] || packages+=(postgresql-15)
 command -v chromium >/dev/null || packages+=(chromium)
 command -v zstd >/dev/null || packages+=(zstd)
+command -v faketime >/dev/null || packages+=(faketime)
 if [ ${#packages[@]} = 0 ]; then exit 0; fi
 
 if [ "$(id -u)" != 0 ]; then

@@ -142,6 +142,7 @@ class Source(Cluster):
             poll=0.02,
             sample_every=0.1,
             heartbeat=0.5,
+            confirm=self.repository.confirm,
         )
         stop = threading.Event()
         thread = threading.Thread(target=run_agent, args=[options], kwargs={"clock": SystemClock(), "stop": stop})

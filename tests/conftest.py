@@ -22,6 +22,7 @@ SOFTWARE = {
     "postgres-15": Path("/usr/lib/postgresql/15/bin/postgres"),
     "chromium": Path("/usr/bin/chromium"),
     "zstd": Path("/usr/bin/zstd"),
+    "faketime": Path("/usr/bin/faketime"),
 }
 IMPLIED = {"debian": "postgres-15", "browser": "chromium"}
 

@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,9 @@ _LAST_WORDS = 10.0
 _FIRST_ANSWER = 3.0
 """Seconds in which the server may say who it is, before the segments' headers are asked."""
 
+_CONFIRM = 5.0
+"""Seconds after which the repository is looked at again before anything is stored in it."""
+
 _LARGEST = 1 << 30
 
 
@@ -61,6 +65,8 @@ class AgentOptions:
     """How hard zstd tries, 1 to 19."""
     stream: Stream | None = None
     """How the log is taken from the server; None: it comes into the spool by archive_command."""
+    confirm: Callable[[], None] = lambda: None
+    """Raises RepositoryError where the repository is not there any more: a bucket may have been emptied, say."""
 
     def __post_init__(self) -> None:
         if self.stream is not None and self.dsn is None:
@@ -119,6 +125,7 @@ class _Agent:
         self._asked_at = float("-inf")
         self._give_up_at: float | None = None
         self._has_switched = False
+        self._confirmed_at = float("-inf")
 
     def turn(self) -> None:
         """One look at everything."""
@@ -126,6 +133,7 @@ class _Agent:
         if self._clock.monotonic() < self._retry_at:
             return
         try:
+            self._confirm()
             self._find_cluster()
             self._ship_all()
             self._ship_unfinished()
@@ -135,12 +143,19 @@ class _Agent:
             self._tell(at_least_every=0 if self._untold else self._options.heartbeat)
         except RepositoryError as error:
             self._failures += 1
+            self._confirmed_at = float("-inf")
             pause = min(_LONGEST_PAUSE, 0.2 * 2**self._failures) * random.uniform(0.5, 1)
             self._retry_at = self._clock.monotonic() + pause
             self._note("repository", str(error))
         else:
             self._failures = 0
             self._note("repository", None)
+
+    def _confirm(self) -> None:
+        """What is put into a place that is no repository is as good as thrown away: it is better kept in the spool."""
+        if self._clock.monotonic() - self._confirmed_at >= _CONFIRM:
+            self._options.confirm()
+            self._confirmed_at = self._clock.monotonic()
 
     def last_turn(self) -> None:
         """Ship what is there and say where we are, whatever pause is under way."""

@@ -38,6 +38,7 @@ def serve(service: str, *, sandbox: str | None = None, stream: bool = False) -> 
                 store=repository.service(service),
                 dsn=settings.dsn_of(service),
                 level=settings.compression_level,
+                confirm=repository.confirm,
             )
             if stream or settings.streams(service):
                 options = replace(options, stream=_stream(settings, service), sample_every=0.5, heartbeat=1.0)

@@ -53,6 +53,18 @@ class Repository:
         """Where it is, for people; without secrets."""
         return self.store.url
 
+    def confirm(self) -> None:
+        """Raise RepositoryError where this repository is not in its place any more: what else is there is not ours."""
+        try:
+            found = _read_root(self.store).id
+        except ObjectMissing:
+            found = None
+        if found != self.id:
+            raise RepositoryError(
+                f"{self.url} is no longer the repository that it was" + ("" if found else f": it has no {_ROOT}"),
+                hint="was the bucket or folder emptied, or made anew? put it back from a copy, then everything goes on",
+            )
+
     def service(self, name: str) -> Store:
         """What is stored of one service."""
         return self.store.child(f"services/{check_name(name, 'service')}")

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from pydantic import SecretStr
 
-from dr_pipelines.errors import ObjectMissing, RepositoryMissing
+from dr_pipelines.errors import ObjectMissing, RepositoryMissing, RepositoryUnreachable
 from dr_pipelines.repository.s3_errors import code_of, refusals, status_of
 from dr_pipelines.repository.store import (
     LARGEST_DOCUMENT,
@@ -33,6 +33,7 @@ from dr_pipelines.repository.store import (
 __all__ = ["S3Store"]
 
 _CONFLICT_ATTEMPTS = 8
+_READ_ATTEMPTS = 4
 _CONFIG = Config(
     signature_version="s3v4",
     connect_timeout=5,
@@ -135,6 +136,10 @@ class S3Store:
             yield cast(BinaryIO, stream)
 
     def get(self, key: str, *, at_most: int = LARGEST_DOCUMENT) -> bytes:
+        for _ in range(_READ_ATTEMPTS - 1):
+            with self.open(key) as stream, contextlib.suppress(RepositoryUnreachable):
+                # The client asks again for an answer that does not come, not for one that breaks off.
+                return read_at_most(stream, at_most)
         with self.open(key) as stream:
             return read_at_most(stream, at_most)
 

@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -40,6 +42,8 @@ _HINTS = {
     "BucketAlreadyExists": "somebody else has a bucket of that name; choose another",
     "QuotaExceeded": "make room, or raise the bucket's quota",
 }
+_SKEWED = timedelta(minutes=10)
+"""S3 allows fifteen."""
 _PASSING = {
     "SlowDown",
     "ServiceUnavailable",
@@ -68,6 +72,15 @@ def status_of(error: ClientError) -> int:
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
+def _clocks_apart(error: ClientError) -> timedelta:
+    """How far our clock and the service's are apart; a HEAD has no room for its reason, but every answer has a date."""
+    said = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        return abs(datetime.now(UTC) - parsedate_to_datetime(said))
+    except (TypeError, ValueError):
+        return timedelta(0)
+
+
 @contextlib.contextmanager
 def refusals(operation: str, subject: str) -> Iterator[None]:
     """Raise what boto3 raises as RepositoryUnreachable where it can pass, else as RepositoryError."""
@@ -79,7 +92,9 @@ def refusals(operation: str, subject: str) -> Iterator[None]:
         message = f"cannot {operation} {subject}: {said}"
         if code in _PASSING or status_of(error) in (429, 500, 502, 503, 504):
             raise RepositoryUnreachable(message, hint="the S3 service is busy or in trouble; try again") from error
-        raise RepositoryError(message, hint=_HINTS.get(code, f"S3 says {code}")) from error
+        skewed = code in ("403", "400") and _clocks_apart(error) > _SKEWED
+        hint = _HINTS["RequestTimeTooSkewed"] if skewed else _HINTS.get(code, f"S3 says {code}")
+        raise RepositoryError(message, hint=hint) from error
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
         raise RepositoryError(f"cannot {operation} {subject}: {error}", hint=_KEYS) from error
     except SSLError as error:

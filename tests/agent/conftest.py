@@ -65,6 +65,7 @@ class Agents:
             sample_every=0.1,
             heartbeat=0.5,
             stream=self.stream,
+            confirm=self.repository.confirm,
         )
 
     def start(self) -> None:
