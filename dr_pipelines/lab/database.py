@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,8 @@ __all__ = ["DATABASE", "LabDatabase", "LogWay"]
 LogWay = Literal["archive", "stream", "synchronous"]
 """How the log leaves the host: by archive_command; streamed to an agent on the host; or streamed to an agent on a host
 that survives, which every commit waits for."""
+
+_PORTS_TRIED = 3
 
 DATABASE = "hotel"
 """The database's name within the server."""
@@ -125,13 +127,30 @@ def create(
         # No lease has it yet, so nobody else would remove it.
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    start_server(lab, settings, leases, ttl=ttl, persistent=persistent)
+    lab = _start_at_a_free_port(lab, settings, leases, ttl=ttl, persistent=persistent)
     with connect(lab.dsn("postgres")) as connection:
         connection.execute(f"CREATE DATABASE {DATABASE}")
     with psycopg.connect(lab.dsn()) as session:
         schema.create(session)
         schema.load(session, size_bytes, progress=progress, compressible=compressible)
     lab.save()
+    return lab
+
+
+def _start_at_a_free_port(
+    lab: LabDatabase, settings: Settings, leases: Leases, *, ttl: timedelta, persistent: bool
+) -> LabDatabase:
+    """Start its server, at another port where somebody took this one since it was found free: initdb takes a while."""
+    for _ in range(_PORTS_TRIED - 1):
+        try:
+            start_server(lab, settings, leases, ttl=ttl, persistent=persistent)
+        except ProcessError as error:
+            if "Address already in use" not in error.message:
+                raise
+            lab = replace(lab, port=free_port())
+        else:
+            return lab
+    start_server(lab, settings, leases, ttl=ttl, persistent=persistent)
     return lab
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from dr_pipelines.errors import ProcessError
 from dr_pipelines.lab import database
 from dr_pipelines.processes.leases import Leases
+from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.settings import Settings
 
@@ -57,3 +59,24 @@ def test_a_host_that_cannot_be_made_leaves_no_folder(world_readable_folder: Path
         create(settings, Leases(settings.state_dir))
 
     assert not (settings.state_dir / "lab" / "lab-test").exists()
+
+
+@pytest.mark.slow
+def test_a_port_that_somebody_took_meanwhile_is_given_up(
+    world_readable_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(state_dir=world_readable_folder / "state")
+    leases = Leases(settings.state_dir)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        ports = iter([busy, free_port()])
+        monkeypatch.setattr(database, "free_port", lambda: next(ports))
+        try:
+            lab = create(settings, leases)
+            assert lab.port != busy
+            assert database.is_up(lab, leases)
+            assert database.load(lab.folder) == lab
+        finally:
+            leases.end_owner("lab-test")
