@@ -11,15 +11,16 @@ from datetime import datetime
 from typing import IO, Any
 
 from dr_pipelines.cli.frame import Terminal
+from dr_pipelines.cli.variables import settings_with
 from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.errors import BackupError, DrError, ProcessError
+from dr_pipelines.onboarding.administrator import SECRET_VARIABLES
 from dr_pipelines.onboarding.items import Proposal
 from dr_pipelines.onboarding.machine import identity_of
 from dr_pipelines.processes.identity import Identity, credentials, end_of, environment
 from dr_pipelines.repository.repository import open_repository
-from dr_pipelines.settings import Settings, load_settings
 from dr_pipelines.timing import SystemClock, wait_until
 
 __all__ = ["FirstBackup", "first_backup"]
@@ -50,12 +51,13 @@ class _User:
     def start(
         self, *arguments: str, stdout: IO[bytes] | int | None, stderr: IO[bytes] | None
     ) -> subprocess.Popen[bytes]:
+        given = environment(self.identity, self.environment)
         return subprocess.Popen(
             [self.command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            env=environment(self.identity, self.environment),
+            env={name: value for name, value in given.items() if name not in SECRET_VARIABLES},
             cwd="/",
             start_new_session=True,
             **credentials(self.identity),
@@ -134,20 +136,10 @@ def _await_point(user: _User, service: str, moment: datetime) -> None:
 
 
 def _positions(user: _User, service: str) -> list[Any]:
-    settings = _settings(user.environment)
+    settings = settings_with(user.environment)
     assert settings.repository is not None
     try:
         store = open_repository(settings.repository, settings=settings).service(service)
         return [position for system in systems(store) if (position := Log(store.child(system)).read_position())]
     except DrError:
         return []
-
-
-def _settings(variables: Mapping[str, str]) -> Settings:
-    before = dict(os.environ)
-    try:
-        os.environ.update(variables)
-        return load_settings()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

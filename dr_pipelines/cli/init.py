@@ -19,11 +19,12 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from dr_pipelines.cli.first_backup import first_backup
 from dr_pipelines.cli.frame import Json, Terminal
 from dr_pipelines.cli.init_show import Outcome, document, hindrances, show
+from dr_pipelines.cli.variables import settings_with
 from dr_pipelines.engines.findings import Level
 from dr_pipelines.engines.postgres.connection import Connection
 from dr_pipelines.engines.postgres.privileges import refusal_of_replication
 from dr_pipelines.errors import ConfigurationError, ProcessError, UsageError
-from dr_pipelines.onboarding.administrator import DSN_VARIABLE, administrator, default_dsn
+from dr_pipelines.onboarding.administrator import DSN_VARIABLE, PASSWORD_VARIABLE, administrator, default_dsn
 from dr_pipelines.onboarding.applying import apply, try_role
 from dr_pipelines.onboarding.environment import parse_environment
 from dr_pipelines.onboarding.items import Item, Mode, Proposal
@@ -35,12 +36,11 @@ from dr_pipelines.onboarding.role import Tried, role_dsn
 from dr_pipelines.onboarding.server import read_server, read_tables
 from dr_pipelines.onboarding.wishes import Wishes
 from dr_pipelines.plan.values import Name, parse_cron
-from dr_pipelines.settings import Settings, load_settings, variable
+from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock, parse_duration
 
 __all__ = ["init"]
 
-PASSWORD_VARIABLE = "DR_ROLE_PASSWORD"
 _EXAMPLE = "host=db.internal user=postgres dbname=postgres"
 
 
@@ -96,7 +96,9 @@ def init(
     """
     # One long list of options and what each becomes; nothing is decided here.
     terminal = Terminal(as_json=as_json)
-    settings, asks = load_settings(), _Asking(on=not (yes or as_json) and sys.stdin.isatty())
+    if backup and not apply_it:
+        raise UsageError("--backup takes --apply", hint="a first backup is made of what is set up")
+    settings, asks = _settings(_name(service), config_dir), _Asking(on=not (yes or as_json) and sys.stdin.isatty())
     chosen = _administrators(dsn, asks)
     wishes = Wishes(
         service=_name(service),
@@ -152,8 +154,22 @@ def _connected(dsn: str, asks: "_Asking") -> Iterator[tuple[Connection, str]]:
         yield connection, dsn
 
 
+def _settings(service: str, configuration: Path) -> Settings:
+    """Ours, and where they say nothing what the service's environment file says: it may have been set up before."""
+    text = read_text(configuration / f"{service}.env")
+    variables = parse_environment(text) if text is not None else {}
+    settings = settings_with({name: value for name, value in variables.items() if name not in os.environ})
+    if "plan" in settings.model_fields_set or settings.has_plan:
+        return settings
+    return settings.model_copy(update={"plan": configuration / "recovery-plan.yaml"})
+
+
 def _propose(connection: Connection, dsn: str, settings: Settings, wishes: Wishes) -> Proposal:
-    server = read_server(connection, wishes.role, wishes.connect_to)
+    try:
+        server = read_server(connection, wishes.role, wishes.connect_to)
+    except psycopg.Error as error:
+        words = (error.diag.message_primary or str(error)).strip()
+        raise ConfigurationError(f"the server cannot be looked at: {words}", hint="as another administrator?") from None
     if (database := asked_database(wishes, server)) in server.databases and database not in server.closed:
         with administrator(make_conninfo(dsn, dbname=database)) as other:
             server = replace(server, tables=read_tables(other))
@@ -250,15 +266,12 @@ def _value(option: str, text: str | None, read: Callable[[str], _Value]) -> _Val
 
 
 def _with_password(wishes: Wishes, settings: Settings) -> Wishes:
-    """The role's password, where it is known: from the environment, from the service's file, from its DSN."""
+    """The role's password, where it is known: from the environment, or from the service's DSN."""
     if given := os.environ.get(PASSWORD_VARIABLE):
         return replace(wishes, password=SecretStr(given), password_is_new=False)
     if wishes.reset_password:
         return wishes
-    text = read_text(wishes.configuration / f"{wishes.service}.env")
-    variables = parse_environment(text) if text is not None else {}
-    for dsn in (variables.get(variable("dsn", wishes.service)), settings.dsn_of(wishes.service)):
-        known = conninfo_to_dict(dsn) if dsn else {}
-        if known.get("user") == wishes.role and known.get("password"):
-            return replace(wishes, password=SecretStr(str(known["password"])), password_is_new=False)
+    known = conninfo_to_dict(settings.dsn_of(wishes.service) or "")
+    if known.get("user") == wishes.role and known.get("password"):
+        return replace(wishes, password=SecretStr(str(known["password"])), password_is_new=False)
     return wishes

@@ -11,9 +11,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from dr_pipelines.engines.postgres.connection import Connection, connect
 from dr_pipelines.errors import ConfigurationError, ProcessError
 
-__all__ = ["DSN_VARIABLE", "administrator", "default_dsn"]
+__all__ = ["DSN_VARIABLE", "PASSWORD_VARIABLE", "SECRET_VARIABLES", "administrator", "default_dsn"]
 
-DSN_VARIABLE = "DR_ADMIN_DSN"
+DSN_VARIABLE, PASSWORD_VARIABLE = "DR_ADMIN_DSN", "DR_ROLE_PASSWORD"
+SECRET_VARIABLES = (DSN_VARIABLE, PASSWORD_VARIABLE, "PGPASSWORD")
+"""What is for `dr init` alone, and for nobody whom it starts."""
 _SOCKETS = Path("/var/run/postgresql")
 
 
@@ -46,7 +48,8 @@ def _as_peer(dsn: str) -> Iterator[None]:
     """While it lasts this process is that user for sockets and files; root has it back afterwards."""
     given = conninfo_to_dict(dsn) if os.geteuid() == 0 else {}
     try:
-        user = pwd.getpwnam(str(given.get("user"))) if str(given.get("host") or "/").startswith("/") else None
+        host = str(given.get("host") or os.environ.get("PGHOST") or "/")
+        user = pwd.getpwnam(str(given.get("user"))) if host.startswith("/") else None
     except KeyError:
         user = None
     if os.geteuid() != 0 or user is None:

@@ -156,6 +156,8 @@ def _make_repository(act: MakeRepository, settings: Settings, clock: Clock) -> N
 def _write(act: WriteFile) -> None:
     open_folder(act.path.parent)
     path = act.path.resolve()
+    if (path.read_text() if path.exists() else None) != act.replaces:
+        raise ConfigurationError(f"{path} was changed in the meantime", hint="dr init again")
     _replace(path, act.content.encode(), mode=act.mode, owner=act.owner)
 
 

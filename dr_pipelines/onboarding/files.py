@@ -11,6 +11,7 @@ from dr_pipelines.onboarding.wishes import Wishes
 from dr_pipelines.settings import variable
 
 __all__ = [
+    "environment_after",
     "environment_item",
     "next_steps",
     "repository_item",
@@ -78,7 +79,7 @@ def script_item(machine: Machine) -> Item | None:
     if machine.installed_script == machine.script_text:
         return Item("script", title, why, State.DONE)
     shown = f"install -D -m 755 {machine.script} {machine.installed}"
-    act = WriteFile(machine.installed, machine.script_text, mode=0o755)
+    act = WriteFile(machine.installed, machine.script_text, machine.installed_script, mode=0o755)
     return Item("script", title, why, State.TO_DO, shown, f"rm {machine.installed}", (act,))
 
 
@@ -87,30 +88,37 @@ def wanted_environment(machine: Machine, wishes: Wishes, mode: Mode, dsn: str) -
     wanted = {"DR_REPOSITORY": wishes.repository, **machine.variables}
     wanted |= {"DR_STATE_DIR": str(machine.state), "DR_PLAN": str(machine.plan)}
     wanted |= {variable("dsn", wishes.service): dsn, variable("spool", wishes.service): str(machine.spool)}
-    if mode is Mode.STREAMING:
-        wanted[variable("log", wishes.service)] = "stream"
+    wanted[variable("log", wishes.service)] = "stream" if mode is Mode.STREAMING else "archive"
     return wanted
 
 
-def environment_item(machine: Machine, wishes: Wishes, wanted: Mapping[str, str], *, new_password: bool) -> Item:
-    """The environment file: what is missing is added; what says something else stays, unless the password is new."""
+def environment_after(
+    machine: Machine, wishes: Wishes, wanted: Mapping[str, str], *, new_password: bool
+) -> dict[str, str]:
+    """What the environment file says in the end: what is there stays, but for a new password and the log's mode."""
+    dsn, log = variable("dsn", wishes.service), variable("log", wishes.service)
+    ours = {log: wanted[log]} | ({dsn: wanted[dsn]} if new_password else {})
+    return {**wanted, **(machine.environment or {}), **ours}
+
+
+def environment_item(machine: Machine, wishes: Wishes, wanted: Mapping[str, str], after: Mapping[str, str]) -> Item:
+    """The environment file: what is missing is added; what says something else stays, and is told."""
     path, there = machine.environment_file(wishes), machine.environment or {}
     title = f"the environment file {path}"
     why = f"the agent, backups and the doctor read it; it holds a password, so nobody but {machine.agent_user} may"
-    dsn = variable("dsn", wishes.service)
-    changed = {name: value for name, value in wanted.items() if name not in there or (name == dsn and new_password)}
-    other = {name for name, value in wanted.items() if there.get(name, value) != value} - changed.keys()
+    changed = {name: value for name, value in after.items() if there.get(name) != value}
+    other = {name for name, value in wanted.items() if after[name] != value}
     if other:
         why += f"; it says something else of {', '.join(sorted(other))}, which stays"
     if not changed:
         state = State.BY_HAND if other else State.DONE
         return Item("environment", title, why, state, _shown({name: wanted[name] for name in sorted(other)}))
-    content = add_variables(machine.environment_text, changed, heading=_HEADING)
+    content = add_variables(machine.environment_text or "", changed, heading=_HEADING)
     undo = f"rm {path}" if machine.environment is None else f"take {', '.join(changed)} out of {path}"
     if wishes.agent_host is not None or not machine.may_configure:
         why += f"; {_not_ours(machine, wishes)}"
         return Item("environment", title, why, State.BY_HAND, _shown(changed), undo)
-    act = WriteFile(path, content, mode=0o600, owner=machine.agent_user)
+    act = WriteFile(path, content, machine.environment_text, mode=0o600, owner=machine.agent_user)
     return Item("environment", title, why, State.TO_DO, _shown(changed), undo, (act,))
 
 
@@ -148,7 +156,7 @@ def unit_item(machine: Machine, wishes: Wishes, data: str) -> Item:
     if wishes.agent_host is not None or not machine.may_configure:
         return Item("unit", title, f"{why}; {_not_ours(machine, wishes)}", State.BY_HAND, text)
     undo = f"systemctl disable --now {path.name}; rm {path}"
-    return Item("unit", title, why, State.TO_DO, text, undo, (WriteFile(path, text, mode=0o644),))
+    return Item("unit", title, why, State.TO_DO, text, undo, (WriteFile(path, text, None, mode=0o644),))
 
 
 def next_steps(machine: Machine, wishes: Wishes) -> tuple[str, ...]:

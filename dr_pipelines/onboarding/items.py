@@ -94,6 +94,8 @@ class WriteFile:
 
     path: Path
     content: str
+    replaces: str | None
+    """What it says now; None: it is not there. Where that is no longer so, nothing is written."""
     mode: int | None = None
     owner: str | None = None
 

@@ -12,7 +12,8 @@ from dr_pipelines.onboarding.archiving import Archiver, archive_command, archive
 from dr_pipelines.onboarding.items import Item, Mode, RunSql, State
 from dr_pipelines.onboarding.machine import Machine
 from dr_pipelines.onboarding.server import Server
-from dr_pipelines.settings import service_key
+from dr_pipelines.onboarding.wishes import Wishes
+from dr_pipelines.settings import service_key, variable
 
 __all__ = ["archiver_of_server", "choose_mode", "restart_item", "settings_item", "slot_item", "slot_name"]
 
@@ -30,9 +31,10 @@ def archiver_of_server(server: Server) -> Archiver:
     return archiver_of(server.archive_command, server.value("archive_library"))
 
 
-def choose_mode(wished: Mode | None, server: Server, machine: Machine) -> tuple[Mode, str]:
+def choose_mode(wishes: Wishes, server: Server, machine: Machine) -> tuple[Mode, str]:
     """The mode and why. Raises ConfigurationError where archive mode was asked for and cannot be."""
-    archiver = archiver_of_server(server)
+    archiver, wished = archiver_of_server(server), wishes.mode
+    known = (machine.environment or {}).get(variable("log", wishes.service))
     against: str | None = None
     if archiver.owner is not None:
         against = f"archive_command belongs to {archiver.owner}, and stays as it is"
@@ -45,9 +47,11 @@ def choose_mode(wished: Mode | None, server: Server, machine: Machine) -> tuple[
         )
     if wished is not None:
         return wished, "as asked for"
+    if known == "stream":
+        return Mode.STREAMING, "it is set up so"
     if against is not None:
         return Mode.STREAMING, against
-    if not archiver.is_ours and server.value("archive_mode") == "off":
+    if not archiver.is_ours and known is None and server.value("archive_mode") == "off":
         return Mode.STREAMING, "it loses seconds at most, and needs no restart, which archive_mode would"
     return Mode.ARCHIVE, "archive_command is ours or nobody's, and the agent is on the server's host"
 

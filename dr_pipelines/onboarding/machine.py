@@ -17,7 +17,7 @@ from dr_pipelines.onboarding.environment import parse_environment
 from dr_pipelines.onboarding.server import Server
 from dr_pipelines.onboarding.wishes import Wishes
 from dr_pipelines.plan import read_plan_text
-from dr_pipelines.processes.identity import Identity
+from dr_pipelines.processes.identity import Identity, run
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.processes.software import can_execute
 from dr_pipelines.repository.repository import is_empty, open_repository
@@ -64,6 +64,8 @@ class Machine:
     agent_group: str
     agent_can_run: bool
     """Whether that user can execute `command`."""
+    out_of_reach: str | None
+    """What that user needs and cannot get at, and why."""
     command: Path
     """`dr`, as it was called."""
     script: Path
@@ -81,7 +83,7 @@ class Machine:
     plan_problem: str | None
     environment: dict[str, str] | None
     """What the service's environment file says; None: it is not there."""
-    environment_text: str
+    environment_text: str | None
     may_configure: bool
     """Whether we may write environment file and unit."""
     unit_text: str | None
@@ -155,6 +157,7 @@ def read_machine(settings: Settings, wishes: Wishes, server: Server, dsn: str, s
         agent_user=agent.name,
         agent_group=grp.getgrgid(agent.gid).gr_name,
         agent_can_run=_may_run(command, agent),
+        out_of_reach=_out_of_reach(wishes.repository, (chosen, settings.state_dir), settings.plan.absolute(), agent),
         command=command,
         script=script,
         script_text=read_text(script) or "",
@@ -167,7 +170,7 @@ def read_machine(settings: Settings, wishes: Wishes, server: Server, dsn: str, s
         plan_text=plan_text,
         plan_problem=plan_problem,
         environment=parse_environment(environment) if environment is not None else None,
-        environment_text=environment or "",
+        environment_text=environment,
         may_configure=_may_write(environment_file) and _may_write(unit),
         unit_text=read_text(unit),
         supervised=Path("/run/systemd/system").is_dir(),
@@ -232,6 +235,21 @@ def _may_run(program: Path, identity: Identity) -> bool:
     if os.geteuid() not in (0, identity.uid):
         return os.access(program, os.X_OK)  # as far as we can tell
     return can_execute(program, identity)
+
+
+def _out_of_reach(url: str, folders: tuple[Path, ...], plan: Path, agent: Identity) -> str | None:
+    """What the agent's user cannot get at; None where that is nothing, or cannot be found out."""
+    if os.geteuid() != 0 or agent.uid == 0:
+        return None
+    repository = (Path(url.removeprefix("file://")),) if "://" not in url or url.startswith("file://") else ()
+    for path in (*repository, *folders, plan):
+        # Below the first that is there folders are made that all may enter.
+        for parent in reversed(path.parents):
+            if parent.exists() and run(["test", "-x", str(parent)], identity=agent, timeout=30, check=False).returncode:
+                return f"{agent.name} cannot enter {parent}, on the way to {path}"
+    if plan.exists() and run(["test", "-r", str(plan)], identity=agent, timeout=30, check=False).returncode:
+        return f"{agent.name} cannot read {plan}"
+    return None
 
 
 def _folder(path: Path) -> Folder | None:

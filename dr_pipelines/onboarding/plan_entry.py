@@ -20,6 +20,7 @@ __all__ = ["archive_timeout_of", "plan_item", "planned_service"]
 
 _ARCHIVE_TIMEOUT = timedelta(seconds=60)
 _FULL, _INCREMENTAL = "0 3 * * *", "30 9,15,21 * * *"
+_RETENTION = {"keep": 7, "keep_for": "30d"}
 _TIER = {"name": "standard", "title": "Standard", "rto": "4h", "rpo": "15m"}
 _TITLES = {
     "assess": "Assess the damage",
@@ -71,14 +72,14 @@ def plan_item(text: str | None, path: Path, wishes: Wishes, server: Server) -> I
     if text is None:
         whole = f"plan_version: 1\n\ntiers:\n{as_yaml([{**_TIER, 'name': tier}], 2)}\n{shown}"
         parse_plan(whole, name=str(path))
-        act = WriteFile(path, whole, mode=0o644)
+        act = WriteFile(path, whole, None, mode=0o644)
         return Item("plan", title, _WHY, State.TO_DO, whole, f"rm {path}", (act,))
     undo = f"take the service {wishes.service} and the runbook {runbook['name']} out of {path}"
     try:
         added = insert_service(text, entry, runbook, name=str(path))
     except PlanError as error:
         return Item("plan", title, f"{_WHY}; {error}", State.BY_HAND, shown, undo)
-    return Item("plan", title, _WHY, State.TO_DO, shown, undo, (WriteFile(path, added),))
+    return Item("plan", title, _WHY, State.TO_DO, shown, undo, (WriteFile(path, added, text),))
 
 
 def _promised(plan: Plan | None, tier: str, wishes: Wishes) -> tuple[timedelta, timedelta]:
@@ -100,7 +101,7 @@ def _entry(wishes: Wishes, server: Server, tier: str) -> dict[str, Any]:
 
 def _backup(wishes: Wishes, service: Service | None) -> dict[str, Any]:
     planned = service.backup if service is not None else None
-    there: dict[str, Any] = {"full": _FULL, "log": "continuous"}
+    there: dict[str, Any] = {"full": _FULL, "log": "continuous", "archive_timeout": "", "retention": _RETENTION}
     if planned is not None:
         there = planned.model_dump(mode="json", exclude_none=True)
     there |= {"full": wishes.full} if wishes.full is not None else {}

@@ -12,7 +12,6 @@ from dr_pipelines.onboarding.plan_entry import archive_timeout_of, plan_item, pl
 from dr_pipelines.onboarding.role import Tried
 from dr_pipelines.onboarding.server import Server
 from dr_pipelines.onboarding.wishes import Wishes
-from dr_pipelines.settings import variable
 from dr_pipelines.timing import format_bytes
 
 __all__ = ["Seen", "propose"]
@@ -41,18 +40,19 @@ def propose(seen: Seen, wishes: Wishes) -> Proposal:
     """
     server, machine = seen.server, seen.machine
     _refuse(seen, wishes)
-    mode, reason = logs.choose_mode(wishes.mode, server, machine)
+    mode, reason = logs.choose_mode(wishes, server, machine)
     if machine.plan_problem is not None:
         raise ConfigurationError(machine.plan_problem, hint="dr plan check says what is wrong")
     _, service = planned_service(machine.plan_text, wishes.service)
     dsn = role.role_dsn(seen.dsn, server, machine, wishes)
-    environment = files.wanted_environment(machine, wishes, mode, dsn)
+    wanted = files.wanted_environment(machine, wishes, mode, dsn)
     new_password = server.role is None or wishes.reset_password
+    after = files.environment_after(machine, wishes, wanted, new_password=new_password)
     timeout = archive_timeout_of(service, wishes)
     access = role.access_item(dsn, server, machine, wishes, seen.tried)
     items = [
         # Before the role: its password is in it.
-        files.environment_item(machine, wishes, environment, new_password=new_password),
+        files.environment_item(machine, wishes, wanted, after),
         files.repository_item(machine, wishes),
         role.role_item(server, wishes, seen.tried),
         access,
@@ -67,17 +67,13 @@ def propose(seen: Seen, wishes: Wishes) -> Proposal:
     ]
     found = tuple(_look(seen, wishes))
     kept = tuple(item for item in items if item is not None)
-    # As the file says it: what is there already stays, but for a password that is new.
-    there = {**environment, **(machine.environment or {})}
-    if new_password:
-        there[variable("dsn", wishes.service)] = dsn
     return Proposal(
         service=wishes.service,
         mode=mode,
         mode_reason=reason,
         findings=found,
         items=kept,
-        environment=there,
+        environment=after,
         agent_user=machine.agent_user,
         command=machine.command,
         new_password=wishes.password if new_password else None,
@@ -191,3 +187,6 @@ def _warn_of_machine(machine: Machine, wishes: Wishes, size: int) -> Iterator[Fi
             "install dr_pipelines where every user can reach it, below /opt say, or name another user with --agent-user"
         )
         yield Finding(area, "the agent", Level.PROBLEM, seen, mend)
+    elif wishes.agent_host is None and machine.out_of_reach is not None:
+        mend = "let that user in, or name another place (--repository, --spool, DR_PLAN, DR_STATE_DIR) or --agent-user"
+        yield Finding(area, "the agent", Level.PROBLEM, machine.out_of_reach, mend)

@@ -126,8 +126,9 @@ def access_item(dsn: str, server: Server, machine: Machine, wishes: Wishes, trie
         return Item("access", title, why, State.DONE, seen)
     doors = {kind: decide(server.rules, way, replication=kind == "replication") for kind in ("login", "replication")}
     if all(door.opens_to_password and door.sure for door in doors.values()):
-        places = " and ".join(door.rule.place for door in doors.values() if door.rule is not None)
-        return Item("access", title, why, State.DONE, f"{places} of {server.value('hba_file')} let it in")
+        path = server.value("hba_file")
+        places = {f"{door.rule.file or path}:{door.rule.line}" for door in doors.values() if door.rule is not None}
+        return Item("access", title, why, State.DONE, f"let in by {' and '.join(sorted(places))}")
     lines = [line for line, door in zip(lines_for(way), doors.values(), strict=True) if not door.opens_to_password]
     return _append(lines or list(lines_for(way)), doors, server, machine, wishes)
 

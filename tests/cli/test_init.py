@@ -312,6 +312,8 @@ def test_a_role_that_is_there_keeps_its_password_unless_that_is_to_change(shared
         (["--agent-host", "db.internal"], "--agent-host"),
         (["--agent-user", "nobody-of-that-name"], "useradd"),
         (["--repository", "ftp://there"], "ftp"),
+        (["--connect-to", "nowhere"], "nowhere"),
+        (["--incremental"], "17"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_done(
@@ -324,6 +326,20 @@ def test_what_cannot_be_is_said_before_anything_is_done(
     assert refused.code in (1, 2)
     assert said in refused.err and "hunter2" not in refused.err and "Traceback" not in refused.err
     assert state_of(shared, dr) == before
+
+
+def test_what_was_set_up_is_known_the_next_time(shared: DebianCluster, dr: Dr) -> None:
+    common = ["init", "shop", "--dsn", shared.dsn, "--role", "remembered", "--apply", "--json"]
+    common += ["--config-dir", str(dr.folder / "etc"), "--unit-dir", str(dr.folder / "units")]
+    common += ["--agent-user", agent_user(shared, dr)]
+
+    first = dr(*common, "--repository", dr.folder / "repository", DR_WORKERS="3")
+    again = dr(*common)
+
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert environment_of(dr)["DR_WORKERS"] == "3"
+    assert environment_of(dr)["DR_PLAN"] == str(dr.folder / "etc" / "recovery-plan.yaml")
+    assert set(items(again).values()) == {("done", False)}
 
 
 def test_what_is_told_to_take_it_back_does(shared: DebianCluster, dr: Dr) -> None:

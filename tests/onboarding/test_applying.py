@@ -27,7 +27,7 @@ def carry_out(*acts: Act, state: State = State.TO_DO) -> list[str]:
 
 def test_what_is_done_already_or_by_hand_is_not_carried_out(tmp_path: Path) -> None:
     for state in (State.DONE, State.BY_HAND):
-        assert carry_out(WriteFile(tmp_path / "file", "new"), state=state) == []
+        assert carry_out(WriteFile(tmp_path / "file", "new", None), state=state) == []
 
     assert not (tmp_path / "file").exists()
 
@@ -37,7 +37,7 @@ def test_a_file_keeps_its_mode_unless_it_is_given_one_and_a_link_stays_a_link(tm
     (tmp_path / "real").chmod(0o640)
     (tmp_path / "link").symlink_to("real")
 
-    carry_out(WriteFile(tmp_path / "link", "new"), WriteFile(tmp_path / "secret", "x", mode=0o600))
+    carry_out(WriteFile(tmp_path / "link", "new", "old"), WriteFile(tmp_path / "secret", "x", None, mode=0o600))
 
     assert (tmp_path / "link").is_symlink()
     assert ((tmp_path / "real").read_text(), (tmp_path / "real").stat().st_mode & 0o777) == ("new", 0o640)
@@ -47,11 +47,12 @@ def test_a_file_keeps_its_mode_unless_it_is_given_one_and_a_link_stays_a_link(tm
 
 def test_the_first_failure_ends_it_and_what_was_done_before_stays(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
     told: list[str] = []
     first, broken, never = (
-        Item("a", "first", "", State.TO_DO, acts=(WriteFile(tmp_path / "first", "1"),)),
-        Item("b", "broken", "", State.TO_DO, acts=(WriteFile(tmp_path / "folder", "2"),)),
-        Item("c", "never", "", State.TO_DO, acts=(WriteFile(tmp_path / "never", "3"),)),
+        Item("a", "first", "", State.TO_DO, acts=(WriteFile(tmp_path / "first", "1", None),)),
+        Item("b", "broken", "", State.TO_DO, acts=(WriteFile(tmp_path / "folder" / "file" / "deeper", "2", None),)),
+        Item("c", "never", "", State.TO_DO, acts=(WriteFile(tmp_path / "never", "3", None),)),
     )
 
     with pytest.raises(ConfigurationError, match="broken"):
@@ -65,6 +66,16 @@ def test_the_first_failure_ends_it_and_what_was_done_before_stays(tmp_path: Path
 
     assert told == ["first"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "folder"]
+
+
+def test_a_file_that_was_changed_since_it_was_looked_at_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "plan").write_text("edited")
+
+    for seen in ("as it was", None):
+        with pytest.raises(ConfigurationError, match="in the meantime"):
+            carry_out(WriteFile(tmp_path / "plan", "new", seen))
+
+    assert (tmp_path / "plan").read_text() == "edited"
 
 
 def test_folders_and_repositories_are_made_once(tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_an_archive_command_of_somebody_elses_is_never_touched(command: str) -> 
     assert not any("archive" in statement for statement in statements)
 
 
+def test_the_mode_that_a_service_is_set_up_with_stays_unless_another_is_asked_for() -> None:
+    free, taken = changed(**ARCHIVES), changed(archive_mode="on", archive_command="cp %p /b/%f")
+    streams = replace(MACHINE, environment={"DR_LOG__SHOP": "stream"})
+    archives = replace(MACHINE, environment={"DR_LOG__SHOP": "archive"})
+
+    assert proposal(free, streams).mode is Mode.STREAMING
+    assert proposal(SERVER, archives).mode is Mode.ARCHIVE
+    for made, said in ((proposal(free, streams, ARCHIVE), "archive"), (proposal(taken, archives), "stream")):
+        assert made.environment["DR_LOG__SHOP"] == said
+        assert f"DR_LOG__SHOP={said}" in item(made, "environment").text
+
+
 def test_the_settings_of_archive_mode() -> None:
     made = item(proposal(wishes=ARCHIVE), "settings")
 
@@ -207,7 +219,7 @@ def test_debians_stock_access_file_is_left_as_it_is() -> None:
     made = item(proposal(), "access")
 
     assert made.state is State.DONE
-    assert "line 3 and line 6" in made.text
+    assert made.text.count("/etc/postgresql/15/main/pg_hba.conf:") == 2 and made.text.endswith(":6")
 
 
 def test_missing_lines_are_appended_and_only_those() -> None:
@@ -364,6 +376,7 @@ def test_a_script_that_the_server_cannot_reach_is_copied() -> None:
         (replace(MACHINE, place=Place.REFUSED, place_problem="no bucket"), "the repository", Level.PROBLEM),
         (replace(MACHINE, binaries=None), "PostgreSQL", Level.PROBLEM),
         (replace(MACHINE, agent_can_run=False), "the agent", Level.PROBLEM),
+        (replace(MACHINE, out_of_reach="postgres cannot enter /root"), "the agent", Level.PROBLEM),
         (replace(MACHINE, free=1), "room in the repository", Level.WARNING),
         (replace(MACHINE, spool_free=1), "room in the spool", Level.WARNING),
     ],
