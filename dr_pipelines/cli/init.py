@@ -18,7 +18,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from dr_pipelines.cli.first_backup import first_backup
 from dr_pipelines.cli.frame import Json, Terminal
-from dr_pipelines.cli.init_show import Outcome, document, hindrances, show
+from dr_pipelines.cli.init_show import Outcome, document, hindrances, lost_password, show
 from dr_pipelines.cli.variables import settings_with
 from dr_pipelines.engines.findings import Level
 from dr_pipelines.engines.postgres.connection import Connection
@@ -127,10 +127,7 @@ def init(
         if apply_it and asks.on:
             show(terminal.err, Outcome(proposal))
             apply_it = asks.confirm("apply what is marked to do?")
-        done = _apply(terminal, proposal, connection, settings) if apply_it else ()
-    outcome = Outcome(proposal, done)
-    if apply_it and backup and not (outcome := replace(outcome, hindered_by=hindrances(proposal))).hindered_by:
-        outcome = replace(outcome, first=first_backup(terminal, proposal))
+        outcome = _carry_out(terminal, proposal, connection, settings, backup) if apply_it else Outcome(proposal)
     terminal.result(document(outcome), lambda console: show(console, outcome))
     return outcome.exit_code
 
@@ -183,7 +180,10 @@ def _propose(connection: Connection, dsn: str, settings: Settings, wishes: Wishe
     return propose(Seen(server, machine, dsn, tried, refused), wishes)
 
 
-def _apply(terminal: Terminal, proposal: Proposal, connection: Connection, settings: Settings) -> tuple[Item, ...]:
+def _carry_out(
+    terminal: Terminal, proposal: Proposal, connection: Connection, settings: Settings, backup: bool
+) -> Outcome:
+    """Do what is to do, and make the first backup where that is wished for and can be."""
     for finding in proposal.findings:
         if finding.level is Level.PROBLEM:
             raise ConfigurationError(f"nothing was done: {finding.seen}", hint=finding.mend)
@@ -193,8 +193,15 @@ def _apply(terminal: Terminal, proposal: Proposal, connection: Connection, setti
         done.append(item)
         terminal.note(f"done: {item.title}" + (f"\n    to take it back: {item.undo}" if item.undo else ""))
 
-    apply(proposal.items, connection, settings, SystemClock(), tell=tell)
-    return tuple(done)
+    try:
+        apply(proposal.items, connection, settings, SystemClock(), tell=tell)
+        hindered_by = hindrances(proposal) if backup else ()
+        first = first_backup(terminal, proposal) if backup and not hindered_by else None
+    except BaseException:
+        if password := lost_password(proposal, done):
+            terminal.note(f"the role's password, which is shown this once and stands in no file: {password}")
+        raise
+    return Outcome(proposal, tuple(done), hindered_by, first)
 
 
 class _Asking:

@@ -1,6 +1,6 @@
 """What `dr init` tells: for a person, and as data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from dr_pipelines.cli.frame import Exit
 from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.onboarding.items import Item, Mode, Proposal, State
 
-__all__ = ["Outcome", "document", "hindrances", "show"]
+__all__ = ["Outcome", "document", "hindrances", "lost_password", "show"]
 
 _STYLES = {State.DONE: "green", State.TO_DO: "cyan", State.BY_HAND: "yellow"}
 _LEVELS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red", Level.OFF: "cyan"}
@@ -66,7 +66,7 @@ def document(outcome: Outcome) -> dict[str, object]:
         "items": [
             {**item.described(), "state": outcome.state(item), "applied": item in done} for item in proposal.items
         ],
-        "password": _password(outcome),
+        "password": lost_password(proposal, done),
         "backup": outcome.first.backup if outcome.first is not None else None,
         "hindered_by": list(outcome.hindered_by),
         "doctor": [asdict(finding) for finding in outcome.first.findings] if outcome.first is not None else None,
@@ -74,10 +74,10 @@ def document(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _password(outcome: Outcome) -> str | None:
-    """The role's password, where it was set now and stands in no file."""
-    keys = {item.key for item in outcome.done}
-    password = outcome.proposal.new_password
+def lost_password(proposal: Proposal, done: Iterable[Item]) -> str | None:
+    """The role's password, where it was set now and stands in no file: it is told, since nobody can look it up."""
+    keys = {item.key for item in done}
+    password = proposal.new_password
     if "role" not in keys or "environment" in keys or password is None:
         return None
     return password.get_secret_value()
@@ -98,7 +98,7 @@ def show(console: Console, outcome: Outcome) -> None:
             console.print("    to take it back:")
             for line in item.undo.splitlines():
                 console.print(f"      {line}")
-    if password := _password(outcome):
+    if password := lost_password(proposal, outcome.done):
         console.print(f"\nthe role's password, which is shown this once and stands in no file: {password}")
     if outcome.first is not None:
         console.print(f"\nthe first backup: {outcome.first.backup['backup_id']}")

@@ -35,6 +35,7 @@ from dr_pipelines.timing import Clock, wait_until
 
 __all__ = ["apply", "try_role"]
 
+_STAYS = "what was done before stays; the same command goes on"
 _PATIENCE = 5.0
 """Seconds that a server may take to read its configuration again."""
 
@@ -54,11 +55,12 @@ def apply(
                 _carry_out(act, connection, settings, clock)
         except psycopg.Error as error:
             words = (error.diag.message_primary or str(error)).strip()
-            raise ProcessError(
-                f"{item.title}: the server refuses: {words}", hint="what was done before stays"
-            ) from None
+            raise ProcessError(f"{item.title}: the server refuses: {words}", hint=_STAYS) from None
         except OSError as error:
-            raise ConfigurationError(f"{item.title}: {error}", hint="what was done before stays") from None
+            raise ProcessError(f"{item.title}: {error}", hint=_STAYS) from None
+        except DrError as error:
+            # Not the wrong usage that it may be elsewhere: something has been done by now.
+            raise ProcessError(f"{item.title}: {error.message}", hint=error.hint or _STAYS) from None
         tell(item)
 
 

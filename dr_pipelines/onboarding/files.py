@@ -29,6 +29,9 @@ _SECRET = ("SECRET", "PASSWORD")
 def repository_item(machine: Machine, wishes: Wishes) -> Item:
     """The repository, made where its place is empty."""
     title, why = f"the repository {wishes.repository}", "backups and log go there; a restore needs nothing else"
+    if wishes.agent_host is not None and not wishes.repository.startswith("s3://"):
+        why = f"{why}; {_not_ours(machine, wishes)}"
+        return Item("repository", title, why, State.BY_HAND, f"dr backup full {wishes.service} --create, there")
     if machine.place is Place.REPOSITORY:
         return Item("repository", title, why, State.DONE)
     known = machine.environment is not None and machine.environment.get("DR_REPOSITORY") == wishes.repository

@@ -27,6 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.debian]
 
 ROLE = "dr_backup"
 SUM = "SELECT count(*) || ' ' || sum(aid + abalance) FROM pgbench_accounts"
+MAY = """
+SELECT concat_ws(',', CASE WHEN rolcanlogin THEN 'login' END, CASE WHEN rolreplication THEN 'replication' END,
+  CASE WHEN rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls THEN 'more' END,
+  (SELECT min(roleid::regrole::text) FROM pg_auth_members WHERE member = r.oid),
+  (SELECT min(classid::regclass::text) FROM pg_shdepend WHERE refobjid = r.oid))
+FROM pg_roles AS r WHERE rolname = 'dr_backup'
+"""
 OWNER = "SELECT tableowner FROM pg_tables WHERE tablename = 'pgbench_accounts'"
 
 
@@ -82,6 +89,11 @@ def environment_of(dr: Dr) -> dict[str, str]:
     return parse_environment((dr.folder / "etc" / "shop.env").read_text())
 
 
+def role_of(dr: Dr, database: str) -> str:
+    """How the role gets in."""
+    return make_conninfo(environment_of(dr)["DR_DSN__SHOP"], dbname=database)
+
+
 def levels(findings: list[dict[str, str]]) -> dict[str, str]:
     return {finding["looked_at"]: finding["level"] for finding in findings}
 
@@ -120,6 +132,11 @@ def test_from_nothing_to_a_verified_backup_and_a_restore(cluster: DebianCluster,
     for told in (applied.out, applied.err, proposed.out, cluster.log.read_text()):
         assert password not in told
     assert cluster.access_file.read_bytes() == before[0]  # Debian's stock lines let it in
+
+    assert cluster.ask(MAY) == "login,replication"
+    for database, said in (("shop", "permission denied for database"), ("postgres", "permission denied for function")):
+        with pytest.raises(psycopg.Error, match=said), psycopg.connect(role_of(dr, database)) as connection:
+            connection.execute("SELECT pg_switch_wal()")
 
     after = state_of(cluster, dr)
     again = initialize(cluster, dr, "--apply", "--json")
@@ -326,6 +343,27 @@ def test_what_cannot_be_is_said_before_anything_is_done(
     assert refused.code in (1, 2)
     assert said in refused.err and "hunter2" not in refused.err and "Traceback" not in refused.err
     assert state_of(shared, dr) == before
+
+
+def test_an_agent_on_another_host_is_let_in_and_a_password_that_no_file_holds_is_told(
+    shared: DebianCluster, dr: Dr
+) -> None:
+    stock = shared.access_file.read_text()
+    try:
+        applied = initialize(shared, dr, "--role", "far", "--agent-host", "192.0.2.9", "--apply", "--backup", "--json")
+        added = shared.access_file.read_text().removeprefix(stock)
+    finally:
+        shared.access_file.write_text(stock)
+        shared.do("SELECT pg_reload_conf()")
+
+    assert applied.code == 3, applied.err
+    assert [line.split()[3] for line in added.splitlines() if line.startswith("host")] == ["192.0.2.9/32"] * 2
+    assert "the role logs in, and connects as for a backup" in applied.document["hindered_by"]
+    assert not any((dr.folder / name).exists() for name in ("etc", "units", "repository"))
+    with psycopg.connect(
+        host="127.0.0.1", port=shared.port, user="far", password=applied.document["password"], dbname="postgres"
+    ) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("far",)
 
 
 def test_what_was_set_up_is_known_the_next_time(shared: DebianCluster, dr: Dr) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_pipelines.errors import ConfigurationError
+from dr_pipelines.errors import ProcessError
 from dr_pipelines.onboarding.applying import apply
 from dr_pipelines.onboarding.items import Act, Item, MakeFolder, MakeRepository, State, WriteFile
 from dr_pipelines.repository.repository import open_repository
@@ -55,7 +55,7 @@ def test_the_first_failure_ends_it_and_what_was_done_before_stays(tmp_path: Path
         Item("c", "never", "", State.TO_DO, acts=(WriteFile(tmp_path / "never", "3", None),)),
     )
 
-    with pytest.raises(ConfigurationError, match="broken"):
+    with pytest.raises(ProcessError, match="broken"):
         apply(
             [first, broken, never],
             None,  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def test_a_file_that_was_changed_since_it_was_looked_at_stays_as_it_is(tmp_path:
     (tmp_path / "plan").write_text("edited")
 
     for seen in ("as it was", None):
-        with pytest.raises(ConfigurationError, match="in the meantime"):
+        with pytest.raises(ProcessError, match="in the meantime"):
             carry_out(WriteFile(tmp_path / "plan", "new", seen))
 
     assert (tmp_path / "plan").read_text() == "edited"
