@@ -74,10 +74,13 @@ class Cluster:
     options: dict[str, str]
     database: str = field(default="postgres", kw_only=True)
     """The one that is asked where none is named."""
+    environment: dict[str, str] = field(default_factory=dict, kw_only=True)
+    """What is in the server's beside the usual."""
 
     def start(self, **more: str) -> None:
         """Start it; `more` settings are for this start."""
-        self.server.start(self.leases, owner=OWNER, ttl=timedelta(hours=1), options=self.options | more)
+        options = self.options | more
+        self.server.start(self.leases, owner=OWNER, ttl=timedelta(hours=1), options=options, env=self.environment)
 
     def connect(self, database: str | None = None) -> psycopg.Connection:
         """A connection that commits each statement."""
@@ -133,12 +136,13 @@ class Source(Cluster):
     spool: Path
     _agent: tuple[threading.Thread, threading.Event] | None = field(default=None)
 
-    def start_agent(self) -> None:
+    def start_agent(self, dsn: str | None = None) -> None:
+        """Over the spool; it asks this server unless another connection string is given."""
         options = AgentOptions(
             service=SERVICE,
             spool=self.spool,
             store=self.repository.service(SERVICE),
-            dsn=self.server.dsn(self.database),
+            dsn=dsn or self.server.dsn(self.database),
             poll=0.02,
             sample_every=0.1,
             heartbeat=0.5,

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from dr_pipelines.engines.postgres import target
+from dr_pipelines.engines.postgres.exposure import CLOCKS_APART
 from dr_pipelines.engines.postgres.recovery import RestoredServer
 from dr_pipelines.errors import RepositoryError
 from dr_pipelines.processes.postgres import find_binaries
@@ -100,6 +101,9 @@ def loss_of(assessment: Assessment, server: RestoredServer, validated: Validated
         return Loss(None, nothing, None, None)
     if execution.outage_started_at is None:
         return Loss(None, "not measured: the outage's start was not stated", recovered_to, None)
+    if recovered_to - validated.validated_at > CLOCKS_APART:
+        ahead = "not measured: what came back is dated ahead of this machine's clock, so one of the clocks is wrong"
+        return Loss(None, ahead, recovered_to, None)
     return Loss(
         rpo=max(execution.outage_started_at - recovered_to, timedelta(0)),
         method=f"no markers: outage's start minus {how}; 0 where that is later",

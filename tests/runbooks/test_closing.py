@@ -64,7 +64,8 @@ def loss(
         replayed_lsn="0/4000000",
         last_commit_at=last_commit_at,
     )
-    found = loss_of(assessment, server, Validated((Check("log_replayed_to_its_end", to_the_end, ""),), OUTAGE, OUTAGE))
+    end, check = OUTAGE + timedelta(minutes=10), Check("log_replayed_to_its_end", to_the_end, "")
+    found = loss_of(assessment, server, Validated((check,), end, end))
     assert found.rows is None
     return found.rpo, found.recovered_to, found.method
 
@@ -106,3 +107,10 @@ def test_without_an_outages_start_it_is_not_measured() -> None:
     rpo, recovered_to, method = loss(last_commit_at=before(5), recovery_point=None, outage=None)
     assert (rpo, recovered_to) == (None, before(5))
     assert "outage's start was not stated" in method
+
+
+@pytest.mark.parametrize(("commit", "point"), [(before(10), before(-3600)), (before(-3600), before(5))])
+def test_what_is_dated_ahead_of_our_clock_measures_no_loss(commit: datetime, point: datetime) -> None:
+    rpo, _, method = loss(last_commit_at=commit, recovery_point=point)
+    assert rpo is None
+    assert "one of the clocks is wrong" in method

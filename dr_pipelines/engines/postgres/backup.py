@@ -150,7 +150,8 @@ class _Work:
         try:
             started_at = _server_time(self.dsn)
             files, parts, details = self._store_stream(basis, backup_id)
-            stopped_at = _server_time(self.dsn)
+            # A clock that was set back meanwhile: no moment before the start is one that this backup leads to.
+            stopped_at = max(started_at, _server_time(self.dsn))
             waited_from = clock.monotonic()
             _wait_for_log(Log(store), str(details["stop_segment"]), clock, self.archive_patience)
             patiently(lambda: _refuse_foreign_log(Log(store), details), clock)

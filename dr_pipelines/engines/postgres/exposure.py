@@ -15,12 +15,12 @@ from dr_pipelines.errors import RestoreError
 from dr_pipelines.repository.store import Store
 from dr_pipelines.timing import format_duration, format_moment
 
-__all__ = ["HEARTBEAT_LIMIT", "Exposure", "read_exposure"]
+__all__ = ["CLOCKS_APART", "HEARTBEAT_LIMIT", "Exposure", "read_exposure"]
 
 HEARTBEAT_LIMIT = timedelta(seconds=20)
 """An agent that was silent for longer is not believed to be at work; it writes every five seconds."""
 
-_CLOCKS_APART = timedelta(seconds=5)
+CLOCKS_APART = timedelta(seconds=5)
 """How far ahead of our clock the server's and the agent's may be, for their moments to be compared with ours."""
 
 
@@ -80,7 +80,7 @@ def read_exposure(service_store: Store, service: str, *, now: datetime, rpo: tim
     point = covered.recovery_point
     heard = (point, position.heartbeat_at if position is not None else None)
     ahead = max((moment - now for moment in heard if moment is not None), default=timedelta(0))
-    if ahead > _CLOCKS_APART:
+    if ahead > CLOCKS_APART:
         # An agent that ended would be as far ahead: as little is known as where none has reported.
         unknown_since = min(now, unknown_since or now, covered.chain.end_stored_at or covered.manifest.stopped_at)
         problems.append(f"the clocks are apart by {format_duration(ahead)}")
@@ -100,4 +100,4 @@ def read_exposure(service_store: Store, service: str, *, now: datetime, rpo: tim
 
 
 def _exposure(point: datetime | None, now: datetime) -> timedelta | None:
-    return max(now - point, timedelta(0)) if point is not None and point - now <= _CLOCKS_APART else None
+    return max(now - point, timedelta(0)) if point is not None and point - now <= CLOCKS_APART else None
