@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.adherence import adherence_definitions
+from assets.approval import approval_definitions
 from assets.backup import backup_definitions
 from assets.drill import drill_definitions
 from assets.recovery import recovery_definitions
@@ -17,6 +18,7 @@ defs = dg.Definitions.merge(
     archive_definitions(plan),
     recovery_definitions(plan),
     restore_definitions(plan),
+    approval_definitions(),
     drill_definitions(plan),
     adherence_definitions(plan),
     dg.Definitions(

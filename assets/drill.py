@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from assets.restore import close_failed_drill, execution_id_of, restore_lost_database
-from assets.values import DatabaseLost, ServerValidated, StageSet
+from assets.values import DatabaseLost, InPlace, StageSet
 from assets.work import working
 from dr_pipelines.plan import Plan
 from dr_pipelines.runbooks import catalogue
@@ -31,6 +31,13 @@ class DrillForm(dg.Config):
     reason: str = Field(default="drill", description="Why, in a few words; it stands in the record.")
     major: int | None = Field(default=None, description="PostgreSQL's major version; left empty: the newest there is.")
     keep: bool = Field(default=False, description="Leave the drill's servers, folders and backups in place.")
+    cutover: bool = Field(
+        default=True,
+        description="Let the restored server take the lost one's place, and an application find it by itself.",
+    )
+    approve_by_hand: bool = Field(
+        default=False, description="Wait for the job answer_approval; the drill itself approves otherwise."
+    )
     execution_id: str | None = Field(default=None, description="The execution's id, where the caller has chosen it.")
 
 
@@ -77,12 +84,18 @@ def lose_database(context: dg.OpExecutionContext, stage: StageSet) -> DatabaseLo
 
 
 @dg.op(description="The writers' notes are compared with what came back; the record is stored, the drill is ended.")
-def measure(context: dg.OpExecutionContext, loss: DatabaseLost, restored: ServerValidated) -> None:
+def measure(context: dg.OpExecutionContext, loss: DatabaseLost, restored: InPlace) -> None:
     from dr_pipelines.drills.database import measure_drill
 
     with working(context, "measure", close_failed_drill(context, loss)) as work:
         record = measure_drill(
-            work.around, loss.lost, restored.assessment, restored.server, restored.validated, work.run_id
+            work.around,
+            loss.lost,
+            restored.assessment,
+            restored.server,
+            restored.validated,
+            work.run_id,
+            errors=restored.problems,
         )
         work.report(record)
         context.add_output_metadata({"record_id": record.record_id, "verdict": str(record.verdict)})

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from dr_pipelines.drills.database import Lost, Staged
     from dr_pipelines.engines.postgres.recovery import RestoredServer
     from dr_pipelines.runbooks.database_restore import Assessment, RestoredFiles, Validated
+    from dr_pipelines.runbooks.handover import Wish
 
-__all__ = ["Assessed", "DatabaseLost", "FilesRestored", "ServerRuns", "ServerValidated", "StageSet"]
+__all__ = ["Assessed", "DatabaseLost", "FilesRestored", "InPlace", "ServerRuns", "ServerValidated", "StageSet"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Assessed:
     assessment: Assessment
     lost: Lost | None
     """What a drill destroyed; None for a restore that is no drill."""
+    wish: Wish | None
+    """How a restore that is no drill is to take the lost server's place; None where it is not to."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,11 @@ class ServerValidated(ServerRuns):
     """After `validate`."""
 
     validated: Validated
+
+
+@dataclass(frozen=True)
+class InPlace(ServerValidated):
+    """After `cutover`, whether one was asked for or not."""
+
+    problems: tuple[str, ...]
+    """What went wrong though the service is back."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -23,8 +22,10 @@ from dr_pipelines.processes.identity import run, server_identity
 from dr_pipelines.processes.leases import Leases
 from dr_pipelines.processes.ports import free_port
 from dr_pipelines.processes.postgres import find_binaries, running_pid
+from dr_pipelines.repository.approvals import Approval, Request, Standing, approvals_of_all
+from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.settings import Settings
-from dr_pipelines.timing import wait_until
+from dr_pipelines.timing import SystemClock, wait_until
 from tests.cli.conftest import PLAN, ROOT, Dr, Hotel, Ran
 
 LEASE = timedelta(minutes=20)
@@ -56,6 +57,8 @@ def old() -> Iterator[Hotel]:
         hotel.backup_id = made.document["backup_id"]
         hotel.write("after")
         hotel.settle()
+        # Before it is ever fenced: that is in its log, too.
+        hotel.copy_repository(folder / "pristine")
         yield hotel
     finally:
         leases.end_owner("lab-test")
@@ -99,21 +102,31 @@ class Cutover:
     def start(self, *more: str, **environment: str) -> None:
         self.running = self.dr.start(*self.command, *more, **environment)
 
-    def asks(self) -> dict[str, Any]:
-        """Wait for the request."""
-        running, found = self.running, list[dict[str, Any]]()
+    def asks(self, count: int = 1) -> list[Approval]:
+        """Wait until so many requests wait for an answer, from whichever execution."""
+        store, running = FolderStore(self.dr.folder / "repository"), self.running
         assert running is not None
 
-        def asked() -> bool:
-            found[:] = self.dr("approvals", "--json").document["approvals"]
-            assert found or running.poll() is None, running.communicate()
-            return bool(found)
+        def waiting() -> list[Approval]:
+            every = approvals_of_all(store, SystemClock().wall())
+            return [approval for approval in every if approval.standing is Standing.WAITING]
 
-        assert wait_until(asked, timeout=60, interval=0.3)
-        return found[0]
+        def asked() -> bool:
+            enough = len(waiting()) == count
+            assert enough or running.poll() is None, running.communicate()
+            return enough
+
+        assert wait_until(asked, timeout=60)
+        return waiting()
+
+    def request(self) -> Request:
+        """Wait for the request that is to be answered."""
+        (approval,) = self.asks()
+        assert approval.request is not None
+        return approval.request
 
     def approve(self, *more: str) -> Ran:
-        return self.dr("approve", self.asks()["execution_id"], "--target", self.target, "--json", *more)
+        return self.dr("approve", self.request().execution_id, "--target", self.target, "--json", *more)
 
     def end(self) -> Ran:
         assert self.running is not None
@@ -151,7 +164,7 @@ class Cutover:
 @pytest.fixture
 def cutover(old: Hotel, world_readable_folder: Path) -> Iterator[Cutover]:
     folder = world_readable_folder
-    old.copy_repository(folder / "repository")
+    shutil.copytree(old.dr.folder / "pristine", folder / "repository")
     environment = {
         "DR_STATE_DIR": str(folder / "state"),
         "DR_REPOSITORY": str(folder / "repository"),

@@ -52,6 +52,7 @@ def test_the_jobs() -> None:
     assert names == {
         "adherence",
         "database_backup",
+        "answer_approval",
         "database_drill",
         "database_expire",
         "database_restore",
@@ -60,7 +61,7 @@ def test_the_jobs() -> None:
 
 
 def test_the_runbooks_steps_are_the_ops_of_the_restore_and_are_nested_in_the_drill() -> None:
-    steps = [step.name for step in definitions.plan.runbook("database_restore").steps]
+    steps = [*(step.name for step in definitions.plan.runbook("database_restore").steps), "cutover"]
     restore = job("database_restore")
     assert sorted(node.name for node in restore.nodes) == sorted(steps)
     drill = {node.name: node for node in job("database_drill").nodes}

@@ -62,6 +62,8 @@ class _Form:
     writers: int
     major: int | None
     keep: bool
+    cutover: bool
+    approve_by_hand: bool
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ def database(
         int | None, typer.Option("--postgres", help="Its major version; the newest that is installed where left out.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the drill's servers, folders and backups.")] = False,
+    cutover: Annotated[
+        bool,
+        typer.Option("--cutover/--no-cutover", help="Let the restored server take the lost one's place, or not."),
+    ] = True,
+    approve_by_hand: Annotated[
+        bool, typer.Option("--approve-by-hand", help="Wait for dr approve; the drill itself approves otherwise.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Make a PostgreSQL under write load, back it up, destroy it, bring it back, and measure RTO, RPO and integrity.
@@ -125,7 +134,7 @@ def database(
     Exit code 0 where RTO, RPO and integrity are met, 3 where one is missed or unverified, 1 where the restore failed.
     """
     terminal = Terminal(as_json=as_json)
-    form = _Form(parse_size(size), archive_timeout, log, writers, postgres, keep)
+    form = _Form(parse_size(size), archive_timeout, log, writers, postgres, keep, cutover, approve_by_hand)
     require_dagster()
     first = seed if seed is not None else secrets.randbelow(1_000_000)
     _check(form, first)
@@ -198,6 +207,8 @@ def _drill(terminal: Terminal, settings: Settings, form: _Form, seed: int) -> _D
         "log": form.log,
         "writers": form.writers,
         "keep": form.keep,
+        "cutover": form.cutover,
+        "approve_by_hand": form.approve_by_hand,
         "seed": seed,
         "execution_id": execution_id,
         **({"major": form.major} if form.major is not None else {}),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dr_pipelines.cli.cutover import Asked, asked_for, carry_out_cutover
+from dr_pipelines.cli.cutover import carry_out_cutover
 from dr_pipelines.cli.estimate import estimate
 from dr_pipelines.cli.frame import Exit, Json, Terminal
 from dr_pipelines.cli.opening import opened
@@ -40,6 +40,7 @@ from dr_pipelines.runbooks.database_restore import (
     validate,
 )
 from dr_pipelines.runbooks.execution import Execution, Journal
+from dr_pipelines.runbooks.handover import Wish, read_wish
 from dr_pipelines.runbooks.record import Record
 from dr_pipelines.runbooks.request import RestoreRequest, begin, read_request
 from dr_pipelines.timing import format_moment
@@ -73,14 +74,12 @@ def restore(
     cutover: Annotated[
         bool, typer.Option("--cutover", help="Let it take the lost server's place, once dr approve allows it.")
     ] = False,
-    listen: Annotated[
-        str | None, typer.Option("--listen", metavar="ADDRESS", help="What the new server listens on.")
-    ] = None,
-    port: Annotated[int | None, typer.Option("--port", help="The new server's port.")] = None,
+    listen: Annotated[str, typer.Option("--listen", metavar="ADDRESS", help="What the new server listens on.")] = "",
+    port: Annotated[int, typer.Option("--port", metavar="N", help="The new server's port.", show_default=False)] = 0,
     address: Annotated[
-        str | None,
+        str,
         typer.Option("--address", metavar="HOST", help="Where clients find it, if not at what it listens on."),
-    ] = None,
+    ] = "",
     approval_within: Annotated[
         str, typer.Option("--approval-within", metavar="DURATION", help="How long the approval is waited for.")
     ] = "30m",
@@ -112,14 +111,14 @@ def restore(
             "--target is missing", hint="a new or empty folder for the data, such as /var/lib/restored/data"
         )
     with opened(terminal, repository=from_url, needs_plan=False) as around:
-        asked = asked_for(
+        wish = read_wish(
             around.settings,
             service,
             cutover=cutover,
             listen=listen,
             port=port,
             address=address,
-            within=approval_within,
+            approval_within=approval_within,
             despite_findings=despite_findings,
         )
         request = read_request(
@@ -137,7 +136,7 @@ def restore(
             found = estimate(around, request, allow_gap=allow_gap)
             terminal.result(found.document(), found.show)
             return Exit.DONE
-        done = _restore(around, request, asked, allow_gap=allow_gap, start=start)
+        done = _restore(around, request, wish, allow_gap=allow_gap, start=start)
         document = {"record": done.record.document(), "server": done.handed_over}
         terminal.result(document, lambda console: _show(console, done))
         if done.problem is not None:
@@ -156,11 +155,11 @@ class _Done:
 
 
 def _restore(
-    around: Surroundings, request: RestoreRequest, asked: Asked | None, *, allow_gap: bool, start: bool
+    around: Surroundings, request: RestoreRequest, wish: Wish | None, *, allow_gap: bool, start: bool
 ) -> _Done:
     around, execution = _begin(around, request)
-    if asked is not None:
-        return _restore_and_cut_over(around, request, execution, asked, allow_gap=allow_gap)
+    if wish is not None:
+        return _restore_and_cut_over(around, request, execution, wish, allow_gap=allow_gap)
     with _closing(around, execution):
         assessment, server, validated = _carry_out(around, request, execution, allow_gap=allow_gap)
         binaries = find_binaries(around.settings, assessment.major)
@@ -182,13 +181,13 @@ def _restore(
 
 
 def _restore_and_cut_over(
-    around: Surroundings, request: RestoreRequest, execution: Execution, asked: Asked, *, allow_gap: bool
+    around: Surroundings, request: RestoreRequest, execution: Execution, wish: Wish, *, allow_gap: bool
 ) -> _Done:
     def restore() -> tuple[Assessment, RestoredServer, Validated]:
         with _closing(around, execution):
             return _carry_out(around, request, execution, allow_gap=allow_gap)
 
-    record, done, said = carry_out_cutover(around, execution, asked, restore, lambda: _end_own(around, execution))
+    record, done, said = carry_out_cutover(around, execution, wish, restore, lambda: _end_own(around, execution))
     problem = f"the new server has NO BACKUP: {done.backup_problem}" if done.backup_problem else None
     return _Done(record, said, problem)
 

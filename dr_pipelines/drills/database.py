@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import psycopg
-
-from dr_pipelines.drills.measure import measure
-from dr_pipelines.engines.checks import Check
+from dr_pipelines.drills.cutover import Cutting
+from dr_pipelines.drills.loss import measure_loss
 from dr_pipelines.engines.postgres import coverage
 from dr_pipelines.engines.postgres.backup import take_backup
-from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.recovery import RestoredServer
 from dr_pipelines.errors import DrError, ExecutionError, ProcessError
 from dr_pipelines.lab import database as lab_database
+from dr_pipelines.lab.clients import start_application
 from dr_pipelines.lab.database import DATABASE, LabDatabase, LogWay
-from dr_pipelines.lab.marks import read_marks, recovered_marks
 from dr_pipelines.processes.identity import end_of
 from dr_pipelines.processes.leases import Lease
 from dr_pipelines.processes.postgres import find_binaries
@@ -45,8 +42,9 @@ from dr_pipelines.runbooks.database_restore import (
     validate,
 )
 from dr_pipelines.runbooks.execution import Execution, Journal
+from dr_pipelines.runbooks.handover import begun_cutover
 from dr_pipelines.runbooks.outcome import Loss, Restored
-from dr_pipelines.runbooks.record import Record, Rows
+from dr_pipelines.runbooks.record import Record
 from dr_pipelines.timing import format_bytes, format_duration, format_moment, wait_until
 
 __all__ = [
@@ -55,6 +53,7 @@ __all__ = [
     "Staged",
     "carry_out",
     "close_failed",
+    "cut_over_drill",
     "lose_database",
     "measure_drill",
     "set_the_stage",
@@ -88,6 +87,10 @@ class DrillOptions:
     requested_by: str = ""
     keep: bool = False
     """Leave the servers, folders and backups of the drill in place."""
+    cutover: bool = False
+    """Let the restored server take the lost one's place, and an application find it by itself."""
+    approve_by_hand: bool = False
+    """Let somebody else than the drill approve the cutover."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def set_the_stage(around: Surroundings, options: DrillOptions, execution_id: str
             lab, options.service, leases, around.settings.as_environment(), ttl=LEASE, sandbox=execution_id
         )
         lab_database.start_writers(lab, leases, options.writers, options.rate, ttl=LEASE)
+        if options.cutover:
+            start_application(lab, options.service, leases, ttl=LEASE)
         sandbox = around.repository.sandbox(execution_id)
         if options.log != "archive":
             _wait_for_stream(sandbox.service(options.service), lab)
@@ -226,18 +231,27 @@ def measure_drill(
     server: RestoredServer,
     validated: Validated,
     run_id: str | None,
+    *,
+    errors: tuple[str, ...] = (),
 ) -> Record:
     """Compare the writers' notes with what came back, write the record, and end what the drill started."""
-    loss = _measure_loss(around, lost, server)
-    restored = Restored(
-        recovery_point=lost.recovery_point,
-        backup=backup_used(around, assessment),
-        checks=validated.checks,
-        validated_at=validated.validated_at,
-        healthy_at=validated.healthy_at,
-        server_version=find_binaries(around.settings, assessment.major).version,
-    )
-    record = _put_record(around, lost, restored, loss, run_id, errors=())
+    handover = begun_cutover(around, lost.execution.id)
+    if handover is not None:
+        cutting = _cutting(around, lost)
+        dsn, restored = cutting.dsn(), cutting.restored(handover, lost.recovery_point)
+    else:
+        dsn = server.dsn(DATABASE)
+        restored = Restored(
+            recovery_point=lost.recovery_point,
+            backup=backup_used(around, assessment),
+            checks=validated.checks,
+            validated_at=validated.validated_at,
+            healthy_at=validated.healthy_at,
+            server_version=find_binaries(around.settings, assessment.major).version,
+        )
+    lab, leases, writers = _lab(lost.lab_folder), around.leases, lost.options.writers
+    loss = measure_loss(lab, leases, writers, dsn, lost.execution.outage_started_at, lost.recovery_point)
+    record = _put_record(around, lost, restored, loss, run_id, errors=errors)
     try:
         end_drill(around, lost.execution.id, server, keep=lost.options.keep)
     except (DrError, OSError) as error:
@@ -246,35 +260,23 @@ def measure_drill(
     return record
 
 
-def _measure_loss(around: Surroundings, lost: Lost, server: RestoredServer) -> Loss:
-    """What the loss cost; where notes or rows cannot be read, no figure and a check that says why."""
-    lab = _lab(lost.lab_folder)
-    assert lost.execution.outage_started_at is not None
-    try:
-        lab_database.wait_for_writers(lab, around.leases, timeout=30)
-        marks = [read_marks(lab.marks / f"writer-{number}.log") for number in range(1, lost.options.writers + 1)]
-        with connect(server.dsn(DATABASE)) as connection:
-            rows = recovered_marks(connection)
-        measured = measure(
-            marks,
-            {writer: [seq for seq, _ in found] for writer, found in rows.items()},
-            outage_started_at=lost.execution.outage_started_at,
-            recovery_point=lost.recovery_point,
-        )
-    except (ValueError, OSError, DrError, psycopg.Error) as error:
-        text = str(error).strip()
-        return Loss(None, f"not measured: {text}", None, None, (Check("markers_compared", None, text),))
-    method = (
-        "markers: outage's start minus the newest recovered row of the unbroken sequence, the worst of "
-        f"{lost.options.writers} writers; 0 where no acknowledged row is lost"
-    )
-    return Loss(
-        rpo=measured.rpo,
-        method=f"not measured: {measured.unmeasured}" if measured.unmeasured is not None else method,
-        recovered_to=max((moment for found in rows.values() for _, moment in found), default=None),
-        rows=Rows(acknowledged=measured.rows.acknowledged, recovered=measured.rows.recovered, lost=measured.rows.lost),
-        checks=measured.checks,
-    )
+def cut_over_drill(
+    around: Surroundings,
+    lost: Lost,
+    assessment: Assessment,
+    server: RestoredServer,
+    validated: Validated,
+    run_id: str | None,
+) -> tuple[str, ...]:
+    """Let the restored server take the lost one's place, where it is to; returns what went wrong all the same."""
+    if not lost.options.cutover:
+        return ()
+    problem = _cutting(around, lost).carry_out(assessment, server, validated, run_id)
+    return (f"the new server has no backup: {problem}",) if problem is not None else ()
+
+
+def _cutting(around: Surroundings, lost: Lost) -> Cutting:
+    return Cutting(around, lost.execution, _lab(lost.lab_folder), lost.options.approve_by_hand)
 
 
 def carry_out(around: Surroundings, lost: Lost, run_id: str | None) -> Record:
@@ -284,7 +286,8 @@ def carry_out(around: Surroundings, lost: Lost, run_id: str | None) -> Record:
         files = restore_latest_backup(around, assessment, run_id)
         server = apply_wal(around, assessment, files, run_id)
         validated = validate(around, assessment, files, server, run_id)
-        return measure_drill(around, lost, assessment, server, validated, run_id)
+        errors = cut_over_drill(around, lost, assessment, server, validated, run_id)
+        return measure_drill(around, lost, assessment, server, validated, run_id, errors=errors)
     except Exception as error:
         # Whatever it is, it goes into the record, which is what a drill is for.
         around.notes.warning(f"the drill failed: {error!r}")
@@ -294,7 +297,12 @@ def carry_out(around: Surroundings, lost: Lost, run_id: str | None) -> Record:
 def close_failed(around: Surroundings, lost: Lost, error: str, run_id: str | None) -> Record:
     """A step failed: the record says so, every figure that was not measured is unverified, and the drill is ended."""
     nothing = Loss(None, "not measured: the restore failed", None, None)
-    restored = Restored(recovery_point=lost.recovery_point)
+    restored, handover = Restored(recovery_point=lost.recovery_point), begun_cutover(around, lost.execution.id)
+    if handover is not None:
+        try:
+            restored = _cutting(around, lost).restored(handover, lost.recovery_point)
+        except (ValueError, OSError, DrError) as further:
+            around.notes.warning(f"what the cutover had achieved cannot be told: {further}")
     record = _put_record(around, lost, restored, nothing, run_id, errors=(error,))
     end_drill(around, lost.execution.id, None, keep=lost.options.keep)
     return record

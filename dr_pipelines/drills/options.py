@@ -30,6 +30,8 @@ def read_options(
     reason: str,
     requested_by: str,
     keep: bool,
+    cutover: bool,
+    approve_by_hand: bool,
     plan: Plan | None,
 ) -> DrillOptions:
     """What was filled in, checked before anything is made; without a seed one is drawn.
@@ -42,6 +44,8 @@ def read_options(
         timeout = parse_duration(archive_timeout)
     except ValueError as error:
         raise UsageError(f"archive_timeout: {error}") from None
+    if approve_by_hand and not cutover:
+        raise UsageError("approve_by_hand: without a cutover there is nothing to approve")
     _within("size_bytes", size_bytes, _SIZE)
     _within("writers", writers, _WRITERS)
     _within("rate", rate, _RATE)
@@ -58,6 +62,8 @@ def read_options(
         reason=reason.strip() or "drill",
         requested_by=requested_by,
         keep=keep,
+        cutover=cutover,
+        approve_by_hand=approve_by_hand,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from dr_pipelines.plan.findings import Finding, Level
-from dr_pipelines.plan.models import RESTORE_STEPS, Plan, Runbook, Service
+from dr_pipelines.plan.models import CUTOVER_STEPS, RESTORE_STEPS, Plan, Runbook, Service
 from dr_pipelines.plan.schedule import meet
 from dr_pipelines.timing import format_duration
 
@@ -125,9 +125,9 @@ def _check_runbook(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
 
 def _check_step_names(plan: Plan, runbook: Runbook) -> Iterator[Finding]:
     where, names = f"runbooks.{runbook.name}.steps", [step.name for step in runbook.steps]
-    steps = ", ".join(RESTORE_STEPS)
+    steps = ", ".join((*RESTORE_STEPS, *CUTOVER_STEPS))
     for name in names:
-        if name not in RESTORE_STEPS:
+        if name not in RESTORE_STEPS and name not in CUTOVER_STEPS:
             message = f"a restore has no step {name}, so its budget is never used; its steps: {steps}"
             yield _finding(plan, Level.WARNING, f"{where}.{name}", message)
     missing = [name for name in RESTORE_STEPS if name not in names]

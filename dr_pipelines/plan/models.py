@@ -17,6 +17,7 @@ from dr_pipelines.plan.values import Cron, Duration, Expected, Identifier, Name,
 from dr_pipelines.timing import format_duration
 
 __all__ = [
+    "CUTOVER_STEPS",
     "FULL_EVERY",
     "PLAN_VERSION",
     "RESTORE_STEPS",
@@ -40,6 +41,8 @@ FULL_EVERY = 6
 """Incremental backups between two full ones, unless the plan says otherwise: one a day, and a full one a week."""
 RESTORE_STEPS = ("assess", "prepare", "restore_latest_backup", "apply_wal", "validate")
 """The steps that a restore of a PostgreSQL service carries out, by the names that its runbook gives them budgets by."""
+CUTOVER_STEPS = ("approve_cutover", "fence", "take_over", "switch_clients", "back_up")
+"""Those that follow where the restored server takes the lost one's place; a runbook may leave them out."""
 
 Engine = Literal["postgres", "redis", "mariadb", "application", "secrets"]
 _NAME = "a name of small letters, digits, - and _ that begins with a letter"

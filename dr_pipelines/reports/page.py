@@ -14,6 +14,7 @@ from dr_pipelines.reports.text import (
     KIND_TITLES,
     VERDICT_MARKS,
     age_text,
+    cutover_of,
     moment_text,
     phases_of,
     printable,
@@ -51,6 +52,7 @@ def _environment() -> Environment:
         "number": lambda number: f"{number:,}",
         "words": words,
         "mark": lambda verdict: VERDICT_MARKS[verdict],
+        "cutover": cutover_of,
         "phases": phases_of,
         "share": share_text,
     }

@@ -13,6 +13,7 @@ from dr_pipelines.reports.text import (
     VERDICT_MARKS,
     age_text,
     beside,
+    cutover_of,
     moment_text,
     phases_of,
     printable,
@@ -161,6 +162,7 @@ def _record_facts(record: Record) -> list[tuple[str, str]]:
         facts.append(("rows", f"{rows.acknowledged} acknowledged, {rows.recovered} recovered, {rows.lost} lost"))
     if record.backup is not None:
         facts.append(("backup", f"{record.backup.backup_id}, taken {moment_text(record.backup.taken_at)}"))
+    facts += cutover_of(record)
     runs = ", ".join(record.run_ids) or "none: without Dagster"
     facts += [("execution", record.execution_id), ("runs" if len(record.run_ids) > 1 else "run", runs)]
     facts.append(("record", f"{record_key(record.record_id)} in {record.environment.repository}"))

@@ -12,6 +12,7 @@ __all__ = [
     "VERDICT_MARKS",
     "age_text",
     "beside",
+    "cutover_of",
     "moment_text",
     "phases_of",
     "printable",
@@ -73,13 +74,37 @@ def age_text(then: datetime, now: datetime) -> str:
     return "just now" if seconds >= 0 else "in the future: a clock is wrong"
 
 
+def cutover_of(record: Record) -> list[tuple[str, str]]:
+    """What is told of a cutover, by name; nothing where there was none."""
+    cutover = record.cutover
+    if cutover is None:
+        return []
+    approval = cutover.approval
+    who = f" by {approval.by}" if approval is not None and approval.by else ""
+    waited = (
+        f", after {seconds_text(approval.waited_seconds)}"
+        if approval is not None and approval.waited_seconds is not None
+        else ""
+    )
+    return [
+        ("cutover", f"from {cutover.old_server} to {cutover.new_server}"),
+        ("approval", f"{approval.standing}{who}{waited}" if approval is not None else "never asked for"),
+        ("old server", f"fenced: {cutover.fenced_by}" if cutover.fenced_by is not None else "NOT FENCED"),
+        ("clients", f"led by {cutover.clients_led_by}" if cutover.clients_led_by is not None else "not led anywhere"),
+        ("new backup", cutover.backup_id or "NONE"),
+        *(("see to", note) for note in cutover.notes),
+    ]
+
+
 def phases_of(record: Record) -> list[tuple[str, float | None]]:
-    """The phases by name, in their order; `detect` only where there was anything to detect."""
+    """The phases by name, in their order; `detect` only where there was anything to detect, waiting for an `approval`
+    and the `cutover` only where one was asked for."""
     phases: Phases = record.phases
     named = [
         ("decide", phases.decide),
         ("restore", phases.restore),
         ("validate", phases.validate_),
+        *([("approval", phases.approval), ("cutover", phases.cutover)] if record.cutover is not None else []),
         ("healthy", phases.healthy),
     ]
     return ([("detect", phases.detect)] if phases.detect is not None else []) + named

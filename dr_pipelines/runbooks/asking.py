@@ -1,9 +1,15 @@
 """The cutover's approval: asked for, waited for, and good for one attempt at fencing the old server."""
 
+import shlex
+
+import psycopg
+
+from dr_pipelines.engines.postgres.connection import connect, scalar
 from dr_pipelines.engines.postgres.fence import Look, Presence, look_at
 from dr_pipelines.engines.postgres.log import Log
+from dr_pipelines.engines.postgres.recovery import MAINTENANCE
 from dr_pipelines.engines.verdict import Verdict, judge_checks
-from dr_pipelines.errors import ExecutionError, RepositoryError
+from dr_pipelines.errors import ExecutionError, ProcessError, RepositoryError
 from dr_pipelines.repository.approvals import Approval, Request, Standing
 from dr_pipelines.runbooks.execution import Outcome
 from dr_pipelines.runbooks.handover import Work, is_taken_over
@@ -98,19 +104,35 @@ def _facts(work: Work, look: Look) -> dict[str, str]:
         "recovery point": format_moment(point) if point is not None else "unknown",
         "validation": f"{passed} of {len(checks)} checks passed{despite}",
         "clients": f"led by {' and '.join(work.means.led_by)}" if work.means.led_by else "find the same address",
+        **_subscriptions(work),
     }
+
+
+def _subscriptions(work: Work) -> dict[str, str]:
+    """Held back while it is restored, they go on in production, through the slots that the old server has."""
+    found = "SELECT string_agg(subname, ', ' ORDER BY subname) FROM pg_subscription WHERE subenabled"
+    try:
+        with connect(work.handover.server.dsn(MAINTENANCE)) as connection:
+            names = scalar(connection, found)
+    except (ProcessError, psycopg.Error):
+        return {}  # it has been ended since; what it has was told before
+    return (
+        {"subscriptions": f"go on there: {names}; ALTER SUBSCRIPTION ... DISABLE those that shall not"} if names else {}
+    )
 
 
 def _await_answer(work: Work, approval: Approval) -> Approval:
     request, clock = approval.request, work.around.clock
     assert request is not None
     if approval.standing is Standing.WAITING:
+        work.means.when_asked(work.approvals)
+        approval = work.approvals.look(approval.number, clock.wall())
+    if approval.standing is Standing.WAITING:
         confirm = "".join(f" --confirm {name}" for name in request.confirmations)
         work.around.notes.warning(
             f"waiting for an approval until {format_moment(request.expires_at)}: "
-            f"dr approve {work.execution.id} --target {work.handover.target}{confirm}"
+            f"dr approve {work.execution.id} --target {shlex.quote(str(work.handover.target))}{confirm}"
         )
-        work.means.when_asked(work.approvals)
     while approval.standing is Standing.WAITING:
         try:
             approval = work.approvals.look(approval.number, clock.wall())

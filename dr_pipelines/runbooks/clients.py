@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dr_pipelines.errors import ConfigurationError
@@ -25,8 +26,13 @@ Address = tuple[str, str]
 
 
 def address_of(settings: Settings, service: str, dsn: str) -> Address:
-    """Where the connection string leads to. Raises ConfigurationError where that is nowhere, or several places."""
-    given = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    """Where the connection string leads to. Raises ConfigurationError where that is not one place."""
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(dsn).items()}
+    except psycopg.ProgrammingError:
+        # What libpq stumbles over may be a piece of a password.
+        name = variable("dsn", service)
+        raise ConfigurationError(f"{name} cannot be read", hint="key=value pairs, or a URI") from None
     if "service" in given:
         file = settings.connection_file_of(service)
         if file is not None and file.is_file():

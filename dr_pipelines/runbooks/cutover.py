@@ -23,6 +23,7 @@ from dr_pipelines.repository.locks import hold
 from dr_pipelines.runbooks.asking import await_approval
 from dr_pipelines.runbooks.clients import lead_file_to, run_command
 from dr_pipelines.runbooks.database_restore import LEASE, Surroundings
+from dr_pipelines.runbooks.execution import Outcome
 from dr_pipelines.runbooks.fencing import fence_old_server, measures_of
 from dr_pipelines.runbooks.handover import Handover, Means, Wish, Work, moment_in
 from dr_pipelines.runbooks.production import take_over
@@ -70,8 +71,8 @@ def cut_over(around: Surroundings, handover: Handover, wish: Wish, means: Means,
             take_over(work)
             lock.confirm()
             _switch(work)
-        problem = _back_up(work)
-    return achieved(around, handover, wish, means, backup_problem=problem)
+        _back_up(work)
+    return achieved(around, handover, wish, means)
 
 
 def _require_valid(work: Work) -> None:
@@ -128,15 +129,15 @@ def _first_query(work: Work) -> Check:
     return Check(name, error is None, error or f"answered at {work.new_server}")
 
 
-def _back_up(work: Work) -> str | None:
-    """A new history begins here: a backup of it, at once. Returns why there is none, where it failed."""
+def _back_up(work: Work) -> None:
+    """A new history begins here: a backup of it, at once. Where it fails, that is told and journaled."""
     if work.is_done("back_up"):
-        return None
+        return
     try:
         with work.steps.step("back_up") as tell:
             if (result := work.results.get("backup")) is not None:
                 tell(str(result["backup_id"]))
-                return None
+                return
             taken = take_backup(
                 work.execution.service,
                 work.new_dsn,
@@ -149,21 +150,16 @@ def _back_up(work: Work) -> str | None:
             work.results.put("backup", {"backup_id": taken.manifest.backup_id})
             tell(taken.manifest.backup_id)
     except (DrError, psycopg.Error, OSError) as error:
-        problem = " ".join(str(error).split())
-        work.around.notes.warning(f"THE NEW SERVER HAS NO BACKUP YET: {problem}")
-        return problem
-    return None
+        work.around.notes.warning(f"THE NEW SERVER HAS NO BACKUP YET: {' '.join(str(error).split())}")
 
 
-def achieved(
-    around: Surroundings, handover: Handover, wish: Wish, means: Means, *, backup_problem: str | None = None
-) -> CutOver:
+def achieved(around: Surroundings, handover: Handover, wish: Wish, means: Means) -> CutOver:
     """What the steps have written down so far. Changes nothing."""
     work = Work(around, handover, wish, means, None)
     production, fencing = work.results.get("take_over"), work.results.get("fence")
     switch, backup = work.results.get("switch"), work.results.get("backup")
     healthy = switch.get("healthy") if switch is not None else None
-    notes = production.get("notes") if production is not None else None
+    notes, tried = production.get("notes") if production is not None else None, work.attempt("back_up")
     return CutOver(
         work=work,
         approval=work.approvals.latest(around.clock.wall()),
@@ -174,6 +170,6 @@ def achieved(
         healthy=Check(**healthy) if isinstance(healthy, dict) else None,
         healthy_at=moment_in(switch, "healthy_at"),
         backup_id=str(backup["backup_id"]) if backup is not None else None,
-        backup_problem=backup_problem,
+        backup_problem=tried.detail if tried is not None and tried.outcome is Outcome.FAILED else None,
         notes=tuple(str(note) for note in notes) if isinstance(notes, list) else (),
     )

@@ -26,9 +26,20 @@ from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, Val
 from dr_pipelines.runbooks.execution import Execution, Journal, Outcome, StepState
 from dr_pipelines.runbooks.steps import StepRunner
 from dr_pipelines.settings import Settings, variable
-from dr_pipelines.timing import format_duration
+from dr_pipelines.timing import format_duration, parse_duration
 
-__all__ = ["Handover", "Means", "Results", "Wish", "Work", "begin_cutover", "begun_cutover", "check_wish", "means_of"]
+__all__ = [
+    "WISHES",
+    "Handover",
+    "Means",
+    "Results",
+    "Wish",
+    "Work",
+    "begin_cutover",
+    "begun_cutover",
+    "means_of",
+    "read_wish",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Means:
     connection_file: Path | None
     spool: Path
     script: Path
+    streams: bool = False
+    """Whether the agent takes the new server's log as it is written."""
     sandbox: str | None = None
     """The part of the repository that the new server's log and backup go to, where they are a drill's own."""
     is_drill: bool = False
@@ -87,7 +100,46 @@ def means_of(settings: Settings, service: str) -> Means:
         connection_file=settings.connection_file_of(service),
         spool=settings.spool_of(service),
         script=install_archive_script(settings.state_dir),
+        streams=settings.streams(service),
     )
+
+
+WISHES = ("cutover", "listen", "port", "address", "approval_within", "despite_findings")
+"""What a form asks of a cutover, by name."""
+
+
+def read_wish(
+    settings: Settings,
+    service: str,
+    *,
+    cutover: bool,
+    listen: str,
+    port: int,
+    address: str,
+    approval_within: str,
+    despite_findings: bool,
+) -> Wish | None:
+    """What was filled in, checked before anything is done; None where no cutover is asked for.
+
+    Raises UsageError and ConfigurationError that say what cannot be accepted, or is not set up here.
+    """
+    if not cutover:
+        for name, value in (("listen", listen), ("port", port), ("address", address)):
+            if value:
+                raise UsageError(f"{name}: it is for a cutover", hint="ask for one, or leave it out")
+        return None
+    if not listen or not port:
+        raise UsageError(
+            "a cutover needs the new server's address",
+            hint="listen and port, such as 10.0.0.7 and 5432: what it listens on, and where its clients find it",
+        )
+    try:
+        patience = parse_duration(approval_within)
+    except ValueError as error:
+        raise UsageError(f"approval_within: {error}") from None
+    wish = Wish(listen, address or listen, port, patience, despite_findings)
+    check_wish(service, wish, means_of(settings, service))
+    return wish
 
 
 def check_wish(service: str, wish: Wish, means: Means) -> None:

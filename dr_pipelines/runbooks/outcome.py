@@ -65,6 +65,8 @@ class Restored:
     cutover: Cutover | None = None
     """What was done of a cutover; None where none was asked for."""
     switched_at: datetime | None = None
+    noted_by: str | None = None
+    """Whose notes say when the application's query had succeeded, where it is not this process's."""
 
 
 def make_record(
@@ -198,6 +200,7 @@ def _measure_rto(moments: Moments, restored: Restored) -> tuple[timedelta | None
     """The RTO and how it was measured, or None and why it was not."""
     back_at = _service_back_at(moments)
     method = RTO_METHOD if restored.cutover is None else CUTOVER_RTO_METHOD
+    method += f"; by {restored.noted_by}" if restored.noted_by else ""
     if moments.outage_started_at is None:
         return None, "not measured: the outage's start was not stated"
     if restored.validated_at is None:

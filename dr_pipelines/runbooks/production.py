@@ -145,6 +145,8 @@ def _see_to_log(work: Work) -> str:
     if _has_agent(spool):
         return f"the agent at {spool} ships its log; {variable('dsn', service)} has to name the new server to it"
     argv = [sys.executable, "-m", "dr_pipelines.agent", "--service", service]
+    if work.means.streams:
+        argv.append("--stream")
     if work.means.sandbox is not None:
         argv += ["--sandbox", work.means.sandbox]
     own = {variable("dsn", service): work.new_dsn, variable("spool", service): str(spool)}

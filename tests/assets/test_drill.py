@@ -12,6 +12,7 @@ from tests.assets.conftest import Machine, definitions, evaluations, failure_of
 pytestmark = pytest.mark.slow
 
 STEPS = ["assess", "prepare", "restore_latest_backup", "apply_wal", "validate"]
+CUTOVER = ["approve_cutover", "fence", "take_over", "switch_clients", "back_up"]
 
 
 def form(**fields: object) -> dict[str, object]:
@@ -42,7 +43,9 @@ def test_a_drill_is_measured_and_met(machine: Machine, drilled: dg.ExecuteInProc
     record = machine.records()[0]
     assert (record.kind, record.verdict) == ("drill", Verdict.MET), record.deviations
     assert record.run_ids == (drilled.run_id,)
-    assert [step.name for step in record.steps] == STEPS
+    assert [step.name for step in record.steps] == [*STEPS, *CUTOVER]
+    assert record.cutover is not None and record.cutover.approval is not None
+    assert (record.cutover.approval.by, record.cutover.approval.standing) == ("a test", "approved")
     assert record.requested_by == "a test"
     assert record.rto_seconds is not None and record.rpo_seconds is not None
 
@@ -96,7 +99,7 @@ def test_it_leaves_its_record_and_nothing_else(machine: Machine, drilled: dg.Exe
 def test_who_watches_reads_steps_progress_and_the_record(machine: Machine, drilled: dg.ExecuteInProcessResult) -> None:
     entries = ProgressReader(machine.settings.state_dir / "progress").read()
     done = [entry.text for entry in entries if entry.kind is EntryKind.STEP and entry.outcome == "done"]
-    assert done == ["set_the_stage", "lose_database", *STEPS, "measure"]
+    assert done == ["set_the_stage", "lose_database", *STEPS, "cutover", "measure"]
     assert [entry.text for entry in entries if entry.kind is EntryKind.RECORD] == [machine.records()[0].record_id]
     assert {entry.text for entry in entries if entry.kind is EntryKind.PROGRESS} >= {"loading", "backing up"}
 

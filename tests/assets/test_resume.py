@@ -25,7 +25,7 @@ from tests.assets.test_restore import end_server, form
 
 pytestmark = pytest.mark.slow
 
-RUNBOOK_STEPS = ["assess", "prepare", "restore_latest_backup", "apply_wal", "validate"]
+RUNBOOK_STEPS = ["assess", "prepare", "restore_latest_backup", "apply_wal", "validate", "cutover"]
 LAUNCH = """
 mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) {
@@ -133,7 +133,7 @@ def test_a_restore_killed_while_it_applies_the_wal_is_resumed(
     kill_at_apply_wal(dagster, first)
     assert machine.records() == []
     (execution,) = executions(machine)
-    second = re_execute(dagster, first, ["apply_wal", "validate"])
+    second = re_execute(dagster, first, ["apply_wal", "validate", "cutover"])
     record = machine.records()[0]
     try:
         assert (record.execution_id, record.run_ids) == (execution.id, (first, second))
@@ -157,7 +157,7 @@ def test_a_restore_killed_while_it_applies_the_wal_is_resumed(
 def test_a_drill_killed_while_it_applies_the_wal_is_resumed_and_measured(machine: Machine, dagster: Dagster) -> None:
     first = dagster.launch("database_drill", {"ops": {"set_the_stage": {"config": {"size_bytes": 1_000_000}}}})
     kill_at_apply_wal(dagster, first)
-    steps = ["runbook.apply_wal", "runbook.validate", "measure"]
+    steps = ["runbook.apply_wal", "runbook.validate", "runbook.cutover", "measure"]
     second = re_execute(dagster, first, steps)
     record = machine.records()[0]
     assert (record.kind, record.run_ids, record.verdict) == ("drill", (first, second), Verdict.MET), record.deviations

@@ -37,7 +37,7 @@ def test_a_drill_prints_its_record_and_leaves_nothing_but_records(drills: Dr) ->
     assert done.code == 0, done.err
     assert set(record) >= FIELDS
     assert record["verdicts"] == {"rto": "met", "rpo": "met", "integrity": "met"}
-    assert [set(step) >= {"name", "seconds", "budget_seconds", "outcome"} for step in record["steps"]] == [True] * 5
+    assert [set(step) >= {"name", "seconds", "budget_seconds", "outcome"} for step in record["steps"]] == [True] * 10
     assert all(set(check) == {"name", "passed", "detail"} for check in record["checks"])
     assert "seed 3" in done.err and "recovery point" in done.err
     assert not Leases(drills.folder / "state").all()

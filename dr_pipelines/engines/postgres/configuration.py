@@ -93,6 +93,8 @@ def start_command(target: Path, binaries: Binaries, identity: Identity | None, p
         # Empty would be taken for a name.
         "external_pid_file": str(target / PRIVATE / "server.pid"),
         "archive_mode": "off",
+        # What it writes itself is archived if it takes the lost one's place; a checkpoint would let it go before.
+        "wal_keep_size": "256MB",
         "hot_standby": "off",
         "ssl": "off",
         "logging_collector": "off",

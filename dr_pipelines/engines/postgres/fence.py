@@ -99,10 +99,11 @@ def fence(dsn: str, *, clock: Clock, note: Callable[[str], None]) -> tuple[Measu
         connection.execute("SET default_transaction_read_only = off")
         measures = []
         for name, measure, essential in (
+            # First what carries its log away: that it was fenced is in there, too, and is nobody else's.
             ("archiver_stopped", _stop_archiver, True),
+            ("replication_refused", _refuse_replication, False),
             ("subscriptions_disabled", _disable_subscriptions, False),
             ("databases_closed", _close_databases, True),
-            ("replication_refused", _refuse_replication, False),
             ("sessions_ended", _end_sessions, True),
         ):
             note(f"fencing the old server: {name.replace('_', ' ')}")
@@ -183,6 +184,7 @@ def _refuse_replication(connection: Connection, dsn: str, clock: Clock) -> _Outc
         "SELECT DISTINCT usename FROM pg_stat_activity JOIN pg_roles ON rolname = usename "
         "WHERE backend_type = 'walsender' AND rolsuper ORDER BY 1"
     ).fetchall()
+    connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
     if following:
         return f"{', '.join(str(row[0]) for row in following)}, a superuser, follows it and can come again", ""
     return None, f"no longer: {', '.join(roles)}" if roles else "no role but superusers may replicate"
