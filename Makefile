@@ -1,6 +1,6 @@
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev drill drills ui test test-fast lint images bench lock clean
+.PHONY: help setup setup-dev drill drills ui test test-fast test-long lint images bench lock clean
 
 DR := .venv/bin/dr
 RUN := .venv/bin/python -m
@@ -35,6 +35,10 @@ test: setup-dev ## everything: software to test against, linters, all tests
 
 test-fast: setup-dev ## the tests that take no more than some seconds each
 	$(RUN) pytest -m "not slow"
+
+test-long: setup-dev ## a hundred random kills, some twenty minutes (SEED=1 KILLS=100 MINUTES=40), told in docs/test-long.md
+	@scripts/test-software.sh
+	$(RUN) tests.faults.long $(if $(SEED),--seed $(SEED)) $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: setup-dev ## ruff, mypy --strict, import-linter, shellcheck
 	$(RUN) ruff check .

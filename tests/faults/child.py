@@ -3,6 +3,7 @@
 python -m tests.faults.child backup
 python -m tests.faults.child restore EXECUTION
 python -m tests.faults.child expire CHANGES
+python -m tests.faults.child agent
 """
 
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from dr_pipelines.agent import serve
 from dr_pipelines.drills import database as drill
 from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.expiry import expire
@@ -24,6 +26,7 @@ from dr_pipelines.runbooks import database_restore as runbook
 from dr_pipelines.runbooks.execution import Journal
 from dr_pipelines.settings import load_settings
 from dr_pipelines.timing import SystemClock
+from tests.faults import killing
 
 
 def kill_itself_after(changes: int) -> None:
@@ -47,6 +50,9 @@ def kill_itself_after(changes: int) -> None:
 
 
 def main(argv: list[str]) -> None:
+    killing.arm()
+    if argv[0] == "agent":
+        sys.exit(serve("database"))
     settings = load_settings()
     assert settings.repository is not None
     repository = open_repository(settings.repository, settings=settings)
@@ -55,7 +61,14 @@ def main(argv: list[str]) -> None:
         assert dsn is not None
         binaries = find_binaries(settings)
         take_backup(
-            "database", dsn, repository, binaries, settings, clock=SystemClock(), progress=lambda done, total: None
+            "database",
+            dsn,
+            repository,
+            binaries,
+            settings,
+            clock=SystemClock(),
+            progress=lambda done, total: None,
+            kind="incremental" if argv[1:] == ["incremental"] else "full",
         )
         return
     if argv[0] == "expire":
@@ -71,7 +84,9 @@ def main(argv: list[str]) -> None:
         return
     execution = Journal(repository.store, argv[1]).execution()
     assessment = runbook.prepare(around, runbook.assess(around, execution, None, None), None)
-    runbook.apply_wal(around, assessment, runbook.restore_latest_backup(around, assessment, None), None)
+    files = runbook.restore_latest_backup(around, assessment, None)
+    server = runbook.apply_wal(around, assessment, files, None)
+    runbook.validate(around, assessment, files, server, None)
     # The last moments are short: whoever is to kill it may come a little late.
     signal.pause()
 

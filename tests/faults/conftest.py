@@ -1,5 +1,6 @@
 """Servers that are archived, and processes that are killed."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,11 @@ class Victim:
     def wait(self) -> int:
         """Let it end by itself; negative is the signal that ended it."""
         return self._process.wait(60)
+
+    def dies(self) -> None:
+        """Wait until it has killed itself."""
+        ended = self._process.wait(timeout=120)
+        assert ended == -signal.SIGKILL, f"it ended with {ended}: {self._log.read_text()}"
 
     def kill(self) -> None:
         self._process.kill()
