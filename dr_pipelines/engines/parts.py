@@ -5,20 +5,25 @@ interrupted transfer goes on with the next part, and a large file does not wait 
 of hashlib's and zstandard's C code, which release the interpreter's lock; Python only passes buffers on.
 """
 
+import contextlib
+import io
 import os
 import queue
+import re
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from dr_pipelines.engines.layout import Layout
 from dr_pipelines.engines.writeback import Writeback
 from dr_pipelines.errors import BackupError, ObjectCorrupt, RestoreError
 from dr_pipelines.processes.proc import boot_id
 from dr_pipelines.repository.envelope import Envelope, unwrap_into, wrap
-from dr_pipelines.repository.manifest import FileEntry, Manifest, Part, Range
+from dr_pipelines.repository.manifest import FileEntry, Part, Range
 from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 
@@ -31,9 +36,9 @@ Progress = Callable[[int, int], None]
 class PartWriter:
     """Cuts what is copied into it into parts and stores them, `workers` at a time.
 
-    Memory is bounded by `workers + 1` buffers of `part_size` bytes and what compressing them needs. The first error of
-    a worker is raised by the next call. Use as a context manager: leaving it after an exception waits for the workers
-    and stores nothing more.
+    Memory is bounded by `workers + 1` buffers of `part_size` bytes, one more of what is put aside, and what compressing
+    them needs. The first error of a worker is raised by the next call. Use as a context manager: leaving it after an
+    exception waits for the workers and stores nothing more.
     """
 
     def __init__(self, store: Store, prefix: str, *, part_size: int, workers: int, level: int) -> None:
@@ -47,6 +52,9 @@ class PartWriter:
         self._buffer: bytearray | None = None
         self._used = 0
         self._ranges: list[Range] = []
+        self._part_size = part_size
+        self._aside: list[tuple[int, int, bytes]] = []
+        self._aside_bytes = 0
         self._failed = threading.Event()
 
     def __enter__(self) -> "PartWriter":
@@ -62,9 +70,11 @@ class PartWriter:
         self.files.append(entry)
         return len(self.files) - 1
 
-    def copy(self, stream: BinaryIO, index: int, size: int) -> None:
-        """Copy `size` bytes from the stream as the data of file `index`. Raises BackupError where it ends before."""
-        offset = 0
+    def copy(self, stream: BinaryIO, index: int, size: int, offset: int = 0) -> None:
+        """Copy bytes from the stream as the data of file `index`, from `offset` on, up to its `size`.
+
+        Raises BackupError where the stream ends before.
+        """
         while offset < size:
             if self._buffer is None:
                 self._raise_failure()
@@ -80,13 +90,28 @@ class PartWriter:
             if self._used == len(self._buffer):
                 self._submit()
 
+    def put_aside(self, index: int, offset: int, data: bytes) -> None:
+        """Note data of a file that readers want without the rest: it comes into parts with its like."""
+        self._aside.append((index, offset, data))
+        self._aside_bytes += len(data)
+        if self._aside_bytes >= self._part_size:
+            self._store_aside()
+
+    def _store_aside(self) -> None:
+        self._submit()
+        for index, offset, data in self._aside:
+            self.copy(io.BytesIO(data), index, offset + len(data), offset)
+        self._aside, self._aside_bytes = [], 0
+        self._submit()
+
     def finish(self) -> tuple[Part, ...]:
         """Store what is left and wait until every part is stored."""
-        if self._used:
-            self._submit()
+        self._store_aside()
         return tuple(part.result() for part in self._parts)
 
     def _submit(self) -> None:
+        if not self._used:
+            return
         assert self._buffer is not None
         buffer, used, ranges = self._buffer, self._used, tuple(self._ranges)
         self._buffer, self._used, self._ranges = None, 0, []
@@ -144,14 +169,14 @@ class PartReader:
     def __init__(
         self,
         store: Store,
-        manifest: Manifest,
+        layout: Layout,
         target: Path,
         *,
         journal: Path,
         owner: tuple[int, int] | None,
         workers: int,
     ) -> None:
-        self._store, self._manifest, self._target = store, manifest, target
+        self._store, self._layout, self._target = store, layout, target
         self._journal, self._owner, self._workers = journal, owner, workers
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -170,9 +195,26 @@ class PartReader:
                 on_disk.result()
         return fetched
 
-    def write(self, progress: Progress) -> int:
-        """As `restore`, of files that are needed for a while only: nothing is brought to disk."""
-        return self._write(None, progress)
+    def read_back(self) -> tuple[str, ...]:
+        """Read what went into files put together of several backups; returns the parts that it differs from."""
+        done = self._already_done()
+
+        def differs(number: int) -> bool:
+            checksum = 0
+            with contextlib.ExitStack() as kept:
+                opened: dict[int, BinaryIO] = {}
+                for file, offset, _, length in self._layout.writes(number):
+                    if file not in self._layout.assembled:
+                        continue
+                    if file not in opened:
+                        path = self._target / self._layout.files[file].path
+                        opened[file] = kept.enter_context(open(path, "rb", buffering=0))
+                    checksum = zlib.crc32(os.pread(opened[file].fileno(), length, offset), checksum)
+            return checksum != done.get(number)
+
+        with ThreadPoolExecutor(self._workers, "read") as pool:
+            wrong = pool.map(differs, range(len(self._layout.parts)))
+            return tuple(part.key for part, differ in zip(self._layout.parts, wrong, strict=True) if differ)
 
     def forget(self) -> None:
         """What was written is not to be believed: the next `restore` begins anew."""
@@ -186,19 +228,19 @@ class PartReader:
             self.forget()
             raise
 
-    def _write(self, writeback: Writeback | None, progress: Progress) -> int:
+    def _write(self, writeback: Writeback, progress: Progress) -> int:
         done = self._already_done()
         if not done:
             self._clear()
             self._create_entries()
-        parts = self._manifest.parts
+        parts = self._layout.parts
         todo = [number for number in range(len(parts)) if number not in done]
         self._done_bytes = sum(parts[number].raw_size for number in done)
         share = -(-len(todo) // self._workers) if todo else 0
         runs = [todo[start : start + share] for start in range(0, len(todo), share)] if share else []
         # Written anew: what would be appended to a torn last line would be another number.
         draft = self._journal.with_name(f".{self._journal.name}.new")
-        draft.write_text("".join(f"{line}\n" for line in (boot_id(), *sorted(done))))
+        draft.write_text("".join(f"{line}\n" for line in (boot_id(), *(f"{part} {sum}" for part, sum in done.items()))))
         draft.rename(self._journal)
         with open(self._journal, "ab", buffering=0) as journal, ThreadPoolExecutor(self._workers, "part") as pool:
             workers = [pool.submit(self._restore_run, run, journal, writeback, progress) for run in runs]
@@ -210,14 +252,16 @@ class PartReader:
                 raise
         return len(todo)
 
-    def _already_done(self) -> set[int]:
+    def _already_done(self) -> dict[int, int]:
+        """The parts that are written, each with the checksum of what of it went into files put together of several."""
         try:
             # What follows the last line's end was not written to its end.
             boot, *lines = self._journal.read_text().split("\n")[:-1]
         except (FileNotFoundError, ValueError):
-            return set()
+            return {}
         # What was written before a crash of the machine may never have reached the disk.
-        return {int(line) for line in lines if line.isdigit()} if boot == boot_id() else set()
+        matches = (re.fullmatch(r"(\d+) (\d+)", line) for line in lines)
+        return {int(match[1]): int(match[2]) for match in matches if match} if boot == boot_id() else {}
 
     def _clear(self) -> None:
         """Begin anew: what an attempt left of which nothing is certain may be more than files that are overwritten."""
@@ -230,41 +274,48 @@ class PartReader:
                 entry.unlink()
 
     def _create_entries(self) -> None:
-        for entry in self._manifest.files:
+        for number, entry in enumerate(self._layout.files):
             path = self._target / entry.path
             if entry.kind == "folder":
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             elif entry.kind == "file":
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-                os.close(os.open(path, flags, 0o600))
+                with open(os.open(path, flags, 0o600), "wb") as file:
+                    file.write(self._layout.contents.get(number, b""))
+                    if number in self._layout.assembled:
+                        file.truncate(entry.size)
             else:
                 raise RestoreError(f"{entry.path} is a {entry.kind}; only files and folders are restored")
             os.chmod(path, entry.mode & 0o777)
             if self._owner is not None:
                 os.chown(path, *self._owner, follow_symlinks=False)
 
-    def _restore_run(
-        self, run: Sequence[int], journal: BinaryIO, writeback: Writeback | None, progress: Progress
-    ) -> None:
-        parts = [self._manifest.parts[number] for number in run]
+    def _restore_run(self, run: Sequence[int], journal: BinaryIO, writeback: Writeback, progress: Progress) -> None:
+        parts = [self._layout.parts[number] for number in run]
         buffer = bytearray(max(part.raw_size for part in parts))
         scratch = bytearray(1 << 20)
         try:
-            with _Files(self._target, self._manifest.files, writeback) as files:
+            with _Files(self._target, self._layout.files, writeback) as files:
                 for number, part in zip(run, parts, strict=True):
                     if self._stop.is_set():
                         return
-                    self._restore_part(part, buffer, scratch, files)
+                    self._fetch_part(part, buffer, scratch)
+                    checksum = 0
+                    for file, offset, start, length in self._layout.writes(number):
+                        with memoryview(buffer)[start : start + length] as data:
+                            files.write(file, offset, data)
+                            if file in self._layout.assembled:
+                                checksum = zlib.crc32(data, checksum)
                     with self._lock:
-                        journal.write(f"{number}\n".encode())
+                        journal.write(f"{number} {checksum}\n".encode())
                         self._done_bytes += part.raw_size
-                        progress(self._done_bytes, self._manifest.raw_bytes)
+                        progress(self._done_bytes, self._layout.raw_bytes)
         except BaseException:
             self._stop.set()
             raise
 
-    def _restore_part(self, part: Part, buffer: bytearray, scratch: bytearray, files: "_Files") -> None:
+    def _fetch_part(self, part: Part, buffer: bytearray, scratch: bytearray) -> None:
         def fetch() -> Envelope:
             with self._store.open(part.key) as stream:
                 return unwrap_into(stream, buffer, expected_sha256=part.stored_sha256, scratch=scratch)
@@ -272,17 +323,12 @@ class PartReader:
         envelope = patiently(fetch)
         if envelope.raw_size != part.raw_size:
             raise ObjectCorrupt(f"{part.key} holds {envelope.raw_size} bytes, its manifest says {part.raw_size}")
-        position = 0
-        view = memoryview(buffer)
-        for piece in part.ranges:
-            files.write(piece.file, piece.offset, view[position : position + piece.length])
-            position += piece.length
 
 
 class _Files:
     """The files of one worker's run: the last one stays open, since ranges of a file follow one another."""
 
-    def __init__(self, target: Path, entries: Sequence[FileEntry], writeback: Writeback | None) -> None:
+    def __init__(self, target: Path, entries: Sequence[FileEntry], writeback: Writeback) -> None:
         self._target, self._entries, self._writeback = target, entries, writeback
         self._open: tuple[int, int] | None = None
 
@@ -301,8 +347,7 @@ class _Files:
         while data:
             written = os.pwrite(self._open[1], data, offset)
             data, offset = data[written:], offset + written
-        if self._writeback is not None:
-            self._writeback.begin(self._open[1], start, size)
+        self._writeback.begin(self._open[1], start, size)
 
     def _close(self) -> None:
         if self._open is not None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dr_pipelines.engines.layout import WholeBackup
 from dr_pipelines.engines.parts import PartReader, PartWriter
 from dr_pipelines.errors import BackupError, ObjectCorrupt, ObjectMissing, RepositoryError, RestoreError
 from dr_pipelines.repository.folder import FolderStore
@@ -49,7 +50,9 @@ def write(store: FolderStore, files: dict[str, bytes], *, part_size: int = 1000,
 
 def reader(store: FolderStore, manifest: Manifest, target: Path, *, workers: int = 2) -> PartReader:
     target.mkdir(exist_ok=True)
-    return PartReader(store, manifest, target, journal=target.parent / "journal", owner=None, workers=workers)
+    return PartReader(
+        store, WholeBackup(manifest), target, journal=target.parent / "journal", owner=None, workers=workers
+    )
 
 
 def quiet(done: int, total: int) -> None:
@@ -133,7 +136,9 @@ class TestReading:
         manifest = write(store, files)
         target.mkdir()
         journal = target.parent / "journal"
-        PartReader(store, manifest, target, journal=journal, owner=(65534, 65534), workers=1).restore(quiet)
+        PartReader(store, WholeBackup(manifest), target, journal=journal, owner=(65534, 65534), workers=1).restore(
+            quiet
+        )
         assert {path.stat().st_uid for path in target.rglob("*")} == {65534}
 
     def test_progress_ends_with_all_bytes(self, store: FolderStore, target: Path, files: dict[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dr_pipelines.engines.layout import WholeBackup
 from dr_pipelines.engines.parts import PartReader
 from dr_pipelines.engines.writeback import Writeback
 from dr_pipelines.repository.folder import FolderStore
@@ -84,7 +85,7 @@ def test_a_restore_whose_files_did_not_reach_the_disk_fails_and_writes_all_of_th
     files = {"base/1": random.Random(1).randbytes(12 << 20)}
     manifest = write(store, files, part_size=2 << 20)
     target.mkdir()
-    reader = PartReader(store, manifest, target, journal=tmp_path / "journal", owner=None, workers=2)
+    reader = PartReader(store, WholeBackup(manifest), target, journal=tmp_path / "journal", owner=None, workers=2)
     with pytest.raises(OSError, match=LOST):
         reader.restore(quiet)
     thin_disk.grow()

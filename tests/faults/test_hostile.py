@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from dr_pipelines.engines.layout import WholeBackup
 from dr_pipelines.engines.parts import PartReader
 from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.errors import ObjectCorrupt, RepositoryError
@@ -159,7 +160,12 @@ def test_names_with_shell_characters_are_names(hostile: Hostile) -> None:
     (target / "dr_restore").mkdir(parents=True)
     manifest = read_manifest(hostile.made.store, hostile.made.newer.backup_id)
     reader = PartReader(
-        hostile.made.store, manifest, target, journal=target / "dr_restore" / "parts", owner=None, workers=2
+        hostile.made.store,
+        WholeBackup(manifest),
+        target,
+        journal=target / "dr_restore" / "parts",
+        owner=None,
+        workers=2,
     )
     reader.restore(lambda done, total: None)
     assert set(os.listdir(os.fsencode(target / "base"))) == {b"1", *(os.fsencode(name) for name in NAMES)}

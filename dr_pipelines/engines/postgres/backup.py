@@ -5,30 +5,25 @@ the segment with the backup's stop position is in the repository.
 """
 
 import contextlib
-import fcntl
 import io
 import json
-import subprocess
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import BinaryIO, Literal, cast
-
-import psycopg
+from typing import BinaryIO, Literal
 
 from dr_pipelines import __version__
 from dr_pipelines.engines.parts import PartWriter, Progress
+from dr_pipelines.engines.postgres.base_backup import base_backup
+from dr_pipelines.engines.postgres.blocks import FIXED, Blocks, announced_size, is_partial
 from dr_pipelines.engines.postgres.connection import (
     ServerFacts,
     connect,
-    for_a_tool,
     read_facts,
     scalar,
     without_secrets,
 )
 from dr_pipelines.engines.postgres.incremental import (
+    LABEL,
     OWN_MANIFEST,
     Basis,
     NoBasis,
@@ -41,7 +36,7 @@ from dr_pipelines.engines.postgres.tar_stream import members
 from dr_pipelines.engines.postgres.target import OURS
 from dr_pipelines.engines.postgres.verify import log_ends_backup
 from dr_pipelines.engines.postgres.wal import Lsn, segment_before, segment_holding
-from dr_pipelines.errors import BackupError, DrError, ObjectConflict, ProcessError, RepositoryUnreachable
+from dr_pipelines.errors import BackupError, DrError, ObjectConflict, RepositoryUnreachable
 from dr_pipelines.processes.postgres import Binaries
 from dr_pipelines.repository.locks import Lock, hold
 from dr_pipelines.repository.manifest import (
@@ -64,12 +59,6 @@ __all__ = ["BackupResult", "take_backup"]
 
 ARCHIVE_PATIENCE = 120.0
 """Seconds that the end of the backup's log may take to be archived, and then to be stored; the agent needs two."""
-_WATCHER_PATIENCE = 30.0
-"""Seconds that the watcher has to end; one that waits for a server that hangs is left to itself."""
-_WAITING = """
-SELECT count(*) FROM pg_stat_progress_basebackup p JOIN pg_stat_activity a USING (pid)
-WHERE p.phase = 'waiting for wal archiving to finish' AND a.application_name = %s
-"""
 
 
 @dataclass(frozen=True)
@@ -186,11 +175,13 @@ class _Work:
         with contextlib.ExitStack() as kept:
             parent = kept.enter_context(basis.file()) if basis is not None else None
             name = f"dr_pipelines {backup_id[-6:]}"
-            stream = kept.enter_context(_base_backup(self.dsn, self.binaries, name, self.archive_patience, parent))
+            stream = kept.enter_context(base_backup(self.dsn, self.binaries, name, self.archive_patience, parent))
             if parent is not None and not stream.peek(1):
                 # Whatever the reason is, a full backup does not need what was refused, or fails with its own words.
                 raise NoBasis("pg_basebackup ended before it sent anything")
-            return _store_parts(stream, self.facts, self.store, backup_id, self.settings, self.progress)
+            return _store_parts(
+                stream, self.facts, self.store, backup_id, self.settings, self.progress, incremental=basis is not None
+            )
 
 
 def _complete(store: Store, manifest: Manifest, lock: Lock, clock: Clock) -> None:
@@ -229,98 +220,15 @@ def _server_time(dsn: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-@contextlib.contextmanager
-def _base_backup(
-    dsn: str, binaries: Binaries, name: str, archive_patience: float, parent: Path | None
-) -> Iterator[io.BufferedReader]:
-    """What pg_basebackup writes to its standard output; raises BackupError with its own words where it fails.
-
-    The server knows it by `name`. `parent` is the manifest that an incremental backup is based on.
-    """
-    command = [
-        binaries["pg_basebackup"],
-        *("--pgdata=-", "--format=tar", "--wal-method=none", "--checkpoint=fast", "--no-password"),
-        # Each part is hashed with SHA-256 on its way; PostgreSQL's own manifest needs no more than its default.
-        "--manifest-checksums=CRC32C",
-        "--label=dr_pipelines",
-        *([f"--incremental={parent}"] if parent is not None else []),
-    ]
-    with for_a_tool(dsn, name) as (conninfo, environment):
-        process = subprocess.Popen(
-            [*command, f"--dbname={conninfo}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd="/"
-        )
-        with _reading(process, dsn, name, archive_patience) as stream:
-            yield stream
-
-
-@contextlib.contextmanager
-def _reading(
-    process: subprocess.Popen[bytes], dsn: str, name: str, archive_patience: float
-) -> Iterator[io.BufferedReader]:
-    """What the process writes, while it is watched; it has ended when the block does."""
-    assert process.stdout is not None and process.stderr is not None
-    words: list[bytes] = []
-    # Read beside the data: a full pipe of messages would stop the backup.
-    listener = threading.Thread(target=lambda: words.append(cast(BinaryIO, process.stderr).read()), daemon=True)
-    listener.start()
-    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
-    over, stuck = threading.Event(), threading.Event()
-    watcher = threading.Thread(
-        target=_watch_archiving, args=(process, dsn, name, archive_patience, over, stuck), daemon=True
-    )
-    watcher.start()
-    try:
-        yield cast(io.BufferedReader, process.stdout)
-        code = process.wait()
-    except BaseException as error:
-        process.kill()
-        process.wait()
-        listener.join()
-        if stuck.is_set():
-            raise BackupError(
-                f"PostgreSQL's log was not archived within {archive_patience:.0f} s of the end of the backup",
-                hint="archive_command fails or hangs: the server's own log and pg_stat_archiver say why; dr doctor",
-            ) from error
-        said = b"".join(words).decode(errors="replace").strip()
-        if isinstance(error, BackupError) and said:
-            raise type(error)(f"pg_basebackup failed: {said}") from error
-        raise
-    finally:
-        over.set()
-        watcher.join(_WATCHER_PATIENCE)
-        listener.join()
-        process.stdout.close()
-        process.stderr.close()
-    if code != 0:
-        raise BackupError(f"pg_basebackup ended with {code}: {b''.join(words).decode(errors='replace').strip()}")
-
-
-def _watch_archiving(
-    process: subprocess.Popen[bytes],
-    dsn: str,
-    name: str,
-    patience: float,
-    over: threading.Event,
-    stuck: threading.Event,
-) -> None:
-    """Kill pg_basebackup where PostgreSQL, its data sent, waits too long for its archive: it would wait for ever."""
-    interval, waited = min(5.0, patience / 4), 0.0
-    while not over.wait(interval):
-        try:
-            with connect(dsn) as connection:
-                connection.execute("SET statement_timeout = '10s'")
-                row = connection.execute(_WAITING, (name,)).fetchone()
-        except (ProcessError, psycopg.Error):
-            continue
-        waited = waited + interval if row is not None and row[0] else 0.0
-        if waited > patience:
-            stuck.set()
-            process.kill()
-            return
-
-
 def _store_parts(
-    stream: BinaryIO, facts: ServerFacts, store: Store, backup_id: str, settings: Settings, progress: Progress
+    stream: BinaryIO,
+    facts: ServerFacts,
+    store: Store,
+    backup_id: str,
+    settings: Settings,
+    progress: Progress,
+    *,
+    incremental: bool,
 ) -> tuple[tuple[FileEntry, ...], tuple[Part, ...], dict[str, str | int]]:
     writer = PartWriter(
         store,
@@ -339,15 +247,38 @@ def _store_parts(
                 continue
             entry = FileEntry(path=member.path, kind=member.kind, mode=member.mode, size=member.size)
             index = writer.add(entry)
-            if member.path == OWN_MANIFEST:
+            if incremental and member.path in (LABEL, OWN_MANIFEST):
+                content = stream.read(member.size)
+                own_manifest = content if member.path == OWN_MANIFEST else own_manifest
+                writer.put_aside(index, 0, content)
+            elif member.path == OWN_MANIFEST:
                 own_manifest = stream.read(member.size)
                 writer.copy(io.BytesIO(own_manifest), index, member.size)
+            elif incremental and is_partial(entry):
+                # Which blocks it holds, a restore wants to know of all backups of the chain before it begins.
+                header = _header(stream, entry)
+                writer.put_aside(index, 0, header)
+                writer.copy(stream, index, member.size, len(header))
             elif member.kind == "file":
                 writer.copy(stream, index, member.size)
             done += member.size
             progress(done, max(done, facts.size))
         parts = writer.finish()
     return tuple(writer.files), parts, _details(own_manifest, facts)
+
+
+def _header(stream: BinaryIO, entry: FileEntry) -> bytes:
+    header = stream.read(min(FIXED, entry.size))
+    try:
+        header += stream.read(announced_size(header) - len(header))
+        if Blocks.parse(header).size != entry.size:
+            raise ValueError(f"{entry.size} bytes do not fit to its header")
+        return header
+    except ValueError as error:
+        raise BackupError(
+            f"{entry.path} is not what PostgreSQL 17 and 18 write: {error}",
+            hint="this version of PostgreSQL is newer than this version of dr_pipelines: dr backup full",
+        ) from None
 
 
 def _skip(stream: BinaryIO, size: int) -> None:

@@ -10,19 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from dr_pipelines.engines.pieces import read_file
 from dr_pipelines.engines.postgres.connection import Connection, ServerFacts
 from dr_pipelines.engines.postgres.details import look_at_backups
-from dr_pipelines.errors import BackupError, NoIncrementals, ObjectMissing, RepositoryError
+from dr_pipelines.errors import BackupError, NoIncrementals, RepositoryError
 from dr_pipelines.repository.chains import chain_of, missing_parts
-from dr_pipelines.repository.envelope import unwrap
 from dr_pipelines.repository.manifest import Manifest
-from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
 
-__all__ = ["FIRST_MAJOR", "OWN_MANIFEST", "Basis", "NoBasis", "find_basis", "require_incrementals", "summarizes_wal"]
+__all__ = [
+    "FIRST_MAJOR",
+    "LABEL",
+    "OWN_MANIFEST",
+    "Basis",
+    "NoBasis",
+    "find_basis",
+    "require_incrementals",
+    "summarizes_wal",
+]
 
 FIRST_MAJOR = 17
 """PostgreSQL's first major version with incremental backups."""
+LABEL = "backup_label"
+"""Where pg_basebackup says where the log begins that a backup needs; among its files."""
 OWN_MANIFEST = "backup_manifest"
 """Where pg_basebackup lists the files of a backup; among its files."""
 
@@ -95,27 +105,8 @@ def find_basis(store: Store, major: int, full_every: int) -> Basis:
         if missing := missing_parts(store, backup):
             raise NoBasis(f"of the backup {backup.backup_id} {', '.join(missing[:3])} is missing or cut off")
     try:
-        return Basis(newest, patiently(lambda: _read_file(store, newest, OWN_MANIFEST)))
+        return Basis(newest, read_file(store, newest, OWN_MANIFEST))
     except RepositoryError as error:
         if error.retryable:
             raise
         raise NoBasis(f"the newest backup, {newest.backup_id}, cannot be used: {error.message}") from error
-
-
-def _read_file(store: Store, manifest: Manifest, path: str) -> bytes:
-    """One file of a backup; fetches the parts that hold it."""
-    index = next((number for number, entry in enumerate(manifest.files) if entry.path == path), None)
-    if index is None:
-        raise ObjectMissing(f"the backup {manifest.backup_id} holds no {path}")
-    content = bytearray(manifest.files[index].size)
-    for part in manifest.parts:
-        if not any(piece.file == index for piece in part.ranges):
-            continue
-        with store.open(part.key) as stream:
-            raw = unwrap(stream, max_raw=part.raw_size, expected_sha256=part.stored_sha256)[1]
-        start = 0
-        for piece in part.ranges:
-            if piece.file == index:
-                content[piece.offset : piece.offset + piece.length] = raw[start : start + piece.length]
-            start += piece.length
-    return bytes(content)

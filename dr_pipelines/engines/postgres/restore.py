@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dr_pipelines.engines.checks import Check
+from dr_pipelines.engines.layout import Layout, WholeBackup
 from dr_pipelines.engines.parts import PartReader, Progress
-from dr_pipelines.engines.postgres.combine import Combiner
+from dr_pipelines.engines.postgres.chain_reading import read_assembly
+from dr_pipelines.engines.postgres.incremental import LABEL
 from dr_pipelines.engines.postgres.target import OURS, PRIVATE
 from dr_pipelines.errors import RestoreError
 from dr_pipelines.processes.identity import Identity, run
@@ -43,7 +45,7 @@ def restore_files(
     for backup in chain:
         if strangers := [entry.path for entry in backup.files if entry.path.split("/")[0] in OURS]:
             raise RestoreError(f"the backup {backup.backup_id} holds {strangers[0]}, where a restore keeps its notes")
-        if all(entry.path != "backup_label" for entry in backup.files):
+        if all(entry.path != LABEL for entry in backup.files):
             # Without it PostgreSQL would start on the files as if they were from one moment.
             raise RestoreError(f"the backup {backup.backup_id} holds no backup_label: no server can be made of it")
     note = target / PRIVATE / _VERIFIED
@@ -52,28 +54,31 @@ def restore_files(
     def verify(fetched: int) -> None:
         # Once the server has been started on the files, they are no longer those of the backup.
         if fetched or not note.exists():
-            checks[:] = [_verify(target, binaries, identity)]
+            checks[:] = [_verify(target, binaries, identity, reader)]
             draft = note.with_suffix(".draft")
             draft.write_text(json.dumps(asdict(checks[0])))
             draft.replace(note)
 
-    reader: Combiner | PartReader
-    if len(chain) > 1:
-        reader = Combiner(store, chain, target, binaries, identity=identity, workers=workers)
-    else:
-        journal, owner = target / PRIVATE / "parts", (identity.uid, identity.gid) if identity is not None else None
-        reader = PartReader(store, chain[0], target, journal=journal, owner=owner, workers=workers)
+    layout: Layout = WholeBackup(chain[0]) if len(chain) == 1 else read_assembly(store, chain, workers)
+    journal, owner = target / PRIVATE / "parts", (identity.uid, identity.gid) if identity is not None else None
+    reader = PartReader(store, layout, target, journal=journal, owner=owner, workers=workers)
     fetched = reader.restore(progress, meanwhile=verify)
-    if fetched < sum(len(backup.parts) for backup in chain) and checks and not checks[0].passed:
+    if fetched < len(layout.parts) and checks and not checks[0].passed:
         reader.forget()
         fetched = reader.restore(progress, meanwhile=verify)
     return fetched, Check(**json.loads(note.read_text()))
 
 
-def _verify(target: Path, binaries: Binaries, identity: Identity | None) -> Check:
-    """pg_verifybackup over the restored files. The log is checked apart: it is not among them."""
+def _verify(target: Path, binaries: Binaries, identity: Identity | None, reader: PartReader) -> Check:
+    """pg_verifybackup over the restored files. The log is checked apart: it is not among them.
+
+    PostgreSQL knows no checksums of files that are put together of several backups: those are read back.
+    """
     ignored = [f"--ignore={name}" for name in OURS]
     command = [binaries["pg_verifybackup"], "--no-parse-wal", *ignored, "--quiet", str(target)]
     result = run(command, identity=identity, env={"LC_ALL": "C"}, timeout=4 * 3600, check=False)
     said = re.sub(r"\s+", " ", (result.stdout + result.stderr).strip())
+    if result.returncode == 0 and (wrong := reader.read_back()):
+        said = f"what was written of {', '.join(wrong[:3])} does not read back as it was written"
+        return Check("pg_verifybackup", False, said)
     return Check("pg_verifybackup", result.returncode == 0, said[:500] or "every file as it was backed up")

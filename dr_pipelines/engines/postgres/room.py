@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_pipelines.engines.postgres.combine import can_link, whole_path
+from dr_pipelines.engines.postgres.blocks import whole_path
 from dr_pipelines.engines.postgres.staging import AHEAD
 from dr_pipelines.engines.postgres.target import read_note
 from dr_pipelines.errors import TargetRefused
@@ -16,7 +16,6 @@ __all__ = ["Room", "require_space", "room_for"]
 
 _MARGIN = 256 << 20
 """For what every server writes: its own log, temporary files, a checkpoint's new segments."""
-_BLOCK = 8192
 _MAX_WAL_SIZE = 1 << 30
 """PostgreSQL's default, for backups whose manifest does not name it."""
 
@@ -32,41 +31,31 @@ class Room:
 def room_for(chain: Sequence[Manifest], log_bytes: int) -> Room:
     """What a restore of the last backup of the chain and of `log_bytes` of log after it takes.
 
-    A chain is fetched beside the whole that is made of it.
-
-    `enough` is an upper estimate: as if all of the log were new rows. Most log changes pages that are there, or is the
-    empty end of a segment, so that much less may do; compressed page images and copied databases can take more.
+    `enough` is an upper estimate: as if all of the log were new rows, and all blocks of incremental backups too. Most
+    log changes pages that are there, or is the empty end of a segment, so that much less may do; compressed page images
+    and copied databases can take more.
     """
     manifest = chain[-1]
     replayed = min(log_bytes, int(manifest.details.get("max_wal_size", _MAX_WAL_SIZE)))
     fetched_ahead = min(log_bytes, AHEAD * int(manifest.details["wal_segment_size"]))
-    least = sum(backup.raw_bytes for backup in chain) + _MARGIN
-    grown = 0
-    if len(chain) > 1:
-        written, grown = _written_anew(chain)
-        least += written
+    whole, grown = _size_of(chain)
+    least = whole + _MARGIN
     return Room(least, least + grown + log_bytes + replayed + fetched_ahead)
 
 
-def _written_anew(chain: Sequence[Manifest]) -> tuple[int, int]:
-    """Bytes that making one of a chain writes, and by how much files may have grown since they were backed up whole."""
-    sizes = [{entry.path: entry.size for entry in backup.files if entry.kind == "file"} for backup in chain]
-    links = can_link(int(chain[-1].details["major"]))
-    written = grown = 0
+def _size_of(chain: Sequence[Manifest]) -> tuple[int, int]:
+    """Bytes of the files as they were when last backed up whole, and by how much they may have grown since."""
+    sizes = [{entry.path: entry.size for entry in backup.files} for backup in chain]
+    whole = grown = 0
     for entry in chain[-1].files:
-        path, added = whole_path(entry), 0
-        if path == entry.path:
-            written += 0 if links else entry.size
-            continue
+        path = whole_path(entry)
         for held in reversed(sizes):
             if path in held:
-                # Where no incremental backup has any of its blocks, it is taken as it is.
-                written += held[path] if added or not links else 0
+                whole += held[path]
                 break
-            size = held.get(entry.path, 0)
-            added += size if size >= _BLOCK else 0
-        grown += added
-    return written, grown
+            if path != entry.path:
+                grown += held.get(entry.path, 0)
+    return whole, grown
 
 
 def require_space(target: Path, room: Room) -> str | None:

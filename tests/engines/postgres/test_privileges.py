@@ -8,7 +8,7 @@ from psycopg.conninfo import make_conninfo
 
 from dr_pipelines.agent.sampler import ask
 from dr_pipelines.engines.findings import Finding, Level
-from dr_pipelines.engines.postgres import backup
+from dr_pipelines.engines.postgres import base_backup
 from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.inspect import judge_setup, read_setup
 from dr_pipelines.engines.postgres.privileges import FUNCTIONS, missing_privileges, refusal_of_replication
@@ -64,7 +64,7 @@ def sample(source: archived.Source) -> None:
 def watch(source: archived.Source) -> None:
     """What a backup asks while it runs for longer than some seconds."""
     with connect(dsn_of(source)) as connection:
-        connection.execute(backup._WAITING, ("nobody",))
+        connection.execute(base_backup._WAITING, ("nobody",))
 
 
 def use_all(source: archived.Source) -> None:
