@@ -24,6 +24,7 @@ from dr_pipelines.settings import Settings
 from dr_pipelines.timing import SystemClock
 from tests import archived
 
+GOLDEN = Path(__file__).parents[1] / "repository" / "formats" / "1-objects" / "repository"
 CHUNKS = (Chunk(0, 4000), Chunk(4000, 6000))
 """What is stored of the newest segment."""
 SERVICE, SYSTEM = "database", 7340000000000000001
@@ -97,6 +98,10 @@ class EveryKind:
             "position": f"{at}/position.json",
             "execution": f"executions/{self.execution}/execution.json",
             "event": f"executions/{self.execution}/events/000000.json",
+            "approval": f"executions/{self.execution}/approvals/000001/request.json",
+            "answer": f"executions/{self.execution}/approvals/000001/answer.json",
+            "fence": f"executions/{self.execution}/cutover/fence.json",
+            "use": f"{at}/uses/{self.execution}.json",
             "record": f"records/{self.record[:4]}/{self.record[4:6]}/{self.record}.json",
             "plan": next(found.key for found in self.repository.store.list("plans/") if found.key.endswith(".yaml")),
             "plan pointer": "plans/current.json",
@@ -133,6 +138,7 @@ def make(folder: Path) -> EveryKind:
     made.execution = _execute(made.repository, now)
     made.record = timed_id("backup", now)
     made.repository.records.put({"record_id": made.record, "record_version": 1, "service": SERVICE, "kind": "backup"})
+    _take_from_golden(made)
     return made
 
 
@@ -221,6 +227,14 @@ def tell_position(store: Store, now: datetime | None = None) -> None:
             agent_host="db1",
         )
     )
+
+
+def _take_from_golden(made: EveryKind) -> None:
+    """What nothing here looks into: as it was kept of this format."""
+    for kind in ("approval", "answer", "fence", "use"):
+        key = made.keys[kind]
+        (kept,) = GOLDEN.rglob(f"{key.split('/')[-2]}/*.json" if kind == "use" else "/".join(key.split("/")[2:]))
+        made.repository.store.put(key, [kept.read_bytes()])
 
 
 def _execute(repository: Repository, now: datetime) -> str:
