@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from dr_pipelines.engines.postgres import backup
+from dr_pipelines.engines.postgres import base_backup
 from dr_pipelines.engines.postgres.backup import take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.wal import Segment
@@ -287,8 +287,8 @@ def test_a_backup_ends_though_the_question_for_its_progress_is_never_answered(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
-    monkeypatch.setattr(backup, "_watch_archiving", lambda *_: ended.wait())
-    monkeypatch.setattr(backup, "_WATCHER_PATIENCE", 0.1)
+    monkeypatch.setattr(base_backup, "_watch_archiving", lambda *_: ended.wait())
+    monkeypatch.setattr(base_backup, "_WATCHER_PATIENCE", 0.1)
     made: list[Manifest] = []
     making = threading.Thread(target=lambda: made.append(source.back_up()))
     making.start()

@@ -1,5 +1,6 @@
 """A chain of backups restored: what stands afterwards is what the source was, whatever was interrupted."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,10 +139,14 @@ def combined(source: Source, folder: Path) -> Path:
     return folder / "whole"
 
 
-def contents(place: Path) -> dict[str, bytes]:
-    """Every file of a data directory, by path, but the list of them, which has other times and checksums."""
-    paths = [path for path in place.rglob("*") if path.is_file() and "dr_restore" not in path.parts]
-    return {str(path.relative_to(place)): path.read_bytes() for path in paths if path.name != "backup_manifest"}
+def contents(place: Path) -> dict[str, str]:
+    """The hash of every file of a data directory but the list of them, which has other times and checksums."""
+    found = {}
+    for path in place.rglob("*"):
+        if path.is_file() and "dr_restore" not in path.parts and path.name != "backup_manifest":
+            with path.open("rb") as file:
+                found[str(path.relative_to(place))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def test_what_was_lost_of_a_file_that_was_put_together_is_noticed(source: Source, restore: Restore) -> None:
