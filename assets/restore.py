@@ -36,6 +36,10 @@ class RestoreForm(dg.Config):
         default="latest",
         description="latest, or the moment to bring the data back to (ISO 8601 with zone): before a deletion, say.",
     )
+    timeline: str = Field(
+        default="",
+        description="The number of PostgreSQL's timeline. Left empty: the one written at target_time, or the newest.",
+    )
     target_location: str = Field(
         default="",
         description="An absolute path: a new or empty folder. Left empty: a new folder below the state folder.",

@@ -18,6 +18,7 @@
     ├── BackupError               1          a backup could not be made
     ├── RestoreError              1          a restore could not be carried out
     │   ├── NotCovered            2          the time asked for is not in the repository
+    │   ├── AmbiguousTimeline     2          the time asked for is on more than one timeline
     │   ├── TargetRefused         2          the target is not a new, empty place
     │   └── LogGap                1          the log has a hole
     └── ExecutionError            1          a runbook's execution cannot go on
@@ -141,6 +142,12 @@ class RestoreError(DrError):
 
 class NotCovered(RestoreError):
     """The time asked for is outside what the repository covers; the message holds the covered range."""
+
+    exit_code = 2
+
+
+class AmbiguousTimeline(RestoreError):
+    """More than one timeline has the time asked for; the message names them, and somebody has to say which is meant."""
 
     exit_code = 2
 

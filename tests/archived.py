@@ -17,9 +17,11 @@ import psycopg
 
 from dr_pipelines.agent import AgentOptions, run_agent
 from dr_pipelines.engines.postgres import coverage
+from dr_pipelines.engines.postgres import target as targets
 from dr_pipelines.engines.postgres.backup import BackupResult, take_backup
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position
+from dr_pipelines.engines.postgres.production import Production, archive_command, prepare_production
 from dr_pipelines.engines.postgres.recovery import RestoredServer
 from dr_pipelines.plan import Plan
 from dr_pipelines.processes.identity import give_to, server_identity
@@ -310,11 +312,16 @@ def surroundings(settings: Settings, repository: Repository, plan: Plan | None =
 
 @contextlib.contextmanager
 def restore(
-    settings: Settings, repository: Repository, *, to: datetime | None = None, target: Path | None = None
+    settings: Settings,
+    repository: Repository,
+    *,
+    to: datetime | None = None,
+    timeline: int | None = None,
+    target: Path | None = None,
 ) -> Iterator[Restore]:
     """A restore that has not begun; its server and what it wrote are gone afterwards."""
     around = surroundings(settings, repository)
-    begun = begin(around, to=to)
+    begun = begin(around, to=to, timeline=timeline)
     try:
         yield Restore(around, begun, target)
     finally:
@@ -323,7 +330,33 @@ def restore(
             shutil.rmtree(target, ignore_errors=True)
 
 
-def begin(around: runbook.Surroundings, *, to: datetime | None = None) -> Execution:
+@contextlib.contextmanager
+def in_production(restore: Restore, lost: Source) -> Iterator[Source]:
+    """The restored server in the place of the lost one: it archives, with a spool and an agent of its own."""
+    around, server = restore.around, restore.server
+    assert server is not None
+    for lease in around.leases.of(restore.execution.id):
+        around.leases.end(lease)
+    targets.hand_over(server.data, around.identity)
+    with open_to_all() as folder:
+        spool = folder / "spool"
+        spool.mkdir()
+        give_to(spool, around.identity)
+        script = Path(shutil.copy(SCRIPT, folder / "backup.sh"))
+        wanted = Production("127.0.0.1", free_port(), archive_command(script, spool), None)
+        prepare_production(server.data, lost.server.binaries, around.identity, wanted, timeline=server.timeline)
+        new = Server(lost.server.binaries, server.data, wanted.port, around.identity, lost.server.password)
+        running = Source(new, around.leases, folder, {"fsync": "off"}, around.settings, around.repository, spool)
+        running.start()
+        try:
+            running.start_agent()
+            yield running
+        finally:
+            running.stop_agent()
+            new.kill()
+
+
+def begin(around: runbook.Surroundings, *, to: datetime | None = None, timeline: int | None = None) -> Execution:
     """A new execution, written into its journal."""
     now = around.clock.wall()
     execution = Execution(
@@ -334,6 +367,7 @@ def begin(around: runbook.Surroundings, *, to: datetime | None = None) -> Execut
         outage_started_at=now,
         started_at=now,
         target_time=to,
+        timeline=timeline,
         reason="test",
         requested_by="tests",
         plan_sha256=None,

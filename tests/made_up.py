@@ -13,7 +13,7 @@ import pytest
 
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position, ServerState
-from dr_pipelines.engines.postgres.wal import Segment
+from dr_pipelines.engines.postgres.wal import Lsn, Segment
 from dr_pipelines.errors import RepositoryUnreachable
 from dr_pipelines.repository import patience
 from dr_pipelines.repository.folder import FolderStore
@@ -38,7 +38,7 @@ class MadeUpArchive:
     def at(self, minutes: float) -> datetime:
         return self.began_at + timedelta(minutes=minutes)
 
-    def backup(self, minutes: float, first: int, last: int) -> Manifest:
+    def backup(self, minutes: float, first: int, last: int, *, timeline: int = 1) -> Manifest:
         """A complete backup that stopped then, and needs these segments."""
         manifest = Manifest(
             backup_id=timed_id("full", self.at(minutes)),
@@ -54,9 +54,9 @@ class MadeUpArchive:
             details={
                 "start_lsn": str(Segment(1, first, 1 << 20).start + 40),
                 "stop_lsn": str(Segment(1, last, 1 << 20).start + 4000),
-                "timeline": 1,
-                "start_segment": Segment(1, first, 1 << 20).name,
-                "stop_segment": Segment(1, last, 1 << 20).name,
+                "timeline": timeline,
+                "start_segment": Segment(timeline, first, 1 << 20).name,
+                "stop_segment": Segment(timeline, last, 1 << 20).name,
                 "wal_segment_size": 1 << 20,
                 "superuser": "postgres",
                 "major": 18,
@@ -65,27 +65,41 @@ class MadeUpArchive:
         write_manifest(self.store, manifest)
         return manifest
 
-    def segments(self, *numbers: int) -> None:
-        """Segment n was stored n minutes after the beginning."""
+    def segments(self, *numbers: int, timeline: int = 1, later: float = 0) -> None:
+        """Segment n was stored n minutes after the beginning, or later."""
         for number in numbers:
-            name, raw = segment(number)
+            name, raw = segment(number, timeline=timeline)
             Log(self.store).put(name, raw)
-            moment = self.at(number).timestamp()
-            os.utime(f"{self.store.url}/{self.key(number)}", (moment, moment))
+            self._store_at(f"log/{name[:8]}/{name}", number + later)
+
+    def history(self, minutes: float, timeline: int, left_at: float, *, reason: str = "before a time") -> None:
+        """That timeline left the first one so many segments into its log, and began then."""
+        text = f"1\t{Lsn(int(left_at * (1 << 20)))}\t{reason}\n"
+        Log(self.store).put(f"{timeline:08X}.history", text.encode())
+        self._store_at(f"log/{timeline:08X}/{timeline:08X}.history", minutes)
+
+    def _store_at(self, key: str, minutes: float) -> None:
+        moment = self.at(minutes).timestamp()
+        os.utime(f"{self.store.url}/{key}", (moment, moment))
 
     def key(self, number: int) -> str:
         name = Segment(1, number, 1 << 20).name
         return f"log/{name[:8]}/{name}"
 
-    def position(self, minutes: float, end: int, *, server: ServerState = ServerState.UP) -> None:
+    def position(
+        self, minutes: float, end: int, *, timeline: int | None = None, server: ServerState = ServerState.UP
+    ) -> None:
         """At that time the agent knew that everything was stored, up to the end of a segment."""
-        moment = self.at(minutes)
-        Log(self.store).write_position(
+        moment, log = self.at(minutes), Log(self.store)
+        log.read_position()  # what an agent does first
+        log.write_position(
             Position(
                 heartbeat_at=moment,
                 at=moment,
+                timeline=timeline,
                 stored_end=Segment(1, end, 1 << 20).end,
                 recovery_point=moment,
+                recovery_lsn=Segment(1, end, 1 << 20).start + 5000 if timeline is not None else None,
                 server=server,
                 spool_files=0,
                 spool_bytes=0,

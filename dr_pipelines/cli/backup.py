@@ -107,6 +107,7 @@ def _described(manifest: Manifest) -> dict[str, object]:
         "parent": manifest.parent,
         "system_identifier": manifest.system_identifier,
         "server_version": manifest.server_version,
+        "timeline": manifest.details.get("timeline"),
         "started_at": format_moment(manifest.started_at),
         "stopped_at": format_moment(manifest.stopped_at),
         "raw_bytes": manifest.raw_bytes,
@@ -162,7 +163,7 @@ def _show_list(console: Console, found: list[dict[str, object]]) -> None:
                 str(entry["stopped_at"])[:19] + "Z" if complete else "",
                 format_bytes(int(str(entry["raw_bytes"]))) if complete else "",
                 format_bytes(int(str(entry["stored_bytes"]))) if complete else "",
-                f"PostgreSQL {entry['server_version']}" if complete else "",
+                f"PostgreSQL {entry['server_version']}, timeline {entry['timeline']}" if complete else "",
             )
         )
     console.print(

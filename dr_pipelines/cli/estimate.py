@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dr_pipelines.engines.postgres import coverage, target
 from dr_pipelines.engines.postgres.room import require_space
+from dr_pipelines.engines.postgres.timelines import Timeline
 from dr_pipelines.errors import LogGap
 from dr_pipelines.processes.postgres import Binaries, find_binaries
 from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, plan_restore
@@ -30,6 +31,7 @@ class Estimate:
     covered_to: datetime | None
     free_bytes: int
     binaries: Binaries
+    timelines: tuple[Timeline, ...]
 
     def document(self) -> dict[str, object]:
         """As JSON values; sizes in bytes."""
@@ -51,6 +53,17 @@ class Estimate:
             "log_files": len(planned.files),
             "log_bytes": planned.log_bytes,
             "log_end": planned.log_end,
+            "timeline": planned.timeline,
+            "timelines": [
+                {
+                    "timeline": each.number,
+                    "left_timeline": each.left.timeline if each.left is not None else None,
+                    "left_at": str(each.left.at) if each.left is not None else None,
+                    "from": each.begun_at,
+                    "until": each.until,
+                }
+                for each in self.timelines
+            ],
             "target": str(destination) if destination is not None else None,
             "needed_bytes": planned.room.least,
             "enough_bytes": planned.room.enough,
@@ -69,6 +82,7 @@ class Estimate:
             "backup": f"{planned.title}, {format_bytes(planned.stored_bytes)} to fetch, "
             f"{format_bytes(planned.raw_bytes)} to write",
             "log": f"{len(planned.files)} files, {format_bytes(planned.log_bytes)} to replay, up to {planned.log_end}",
+            "timeline": planned.others or str(planned.timeline),
             "gap": planned.gap,
             "damaged": "; ".join(planned.doubts) or None,
             "target": f"{request.destination or 'none given'}, {format_bytes(self.free_bytes)} free",
@@ -92,6 +106,7 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
         outage_started_at=None,
         started_at=around.clock.wall(),
         target_time=request.target_time,
+        timeline=request.timeline,
         reason=request.reason,
         requested_by="",
         plan_sha256=None,
@@ -99,7 +114,8 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
     planned = plan_restore(around, execution, request.destination, request.backup_id)
     if planned.gap and not allow_gap:
         raise LogGap(planned.gap, hint="--allow-gap restores up to the hole")
-    covered = coverage.choose(coverage.newest_system(around.repository.service(request.service)), None)
+    store = coverage.newest_system(around.repository.service(request.service))
+    covered = coverage.choose(store, None, timeline=planned.timeline)
     if request.destination is not None:
         _check_target(around, planned)
     return Estimate(
@@ -110,6 +126,7 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
         covered_to=covered.recovery_point,
         free_bytes=shutil.disk_usage(_existing(Path(planned.target))).free,
         binaries=find_binaries(around.settings, planned.major),
+        timelines=tuple(covered.timelines.values()),
     )
 
 

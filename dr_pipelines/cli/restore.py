@@ -49,12 +49,23 @@ __all__ = ["restore"]
 
 JOURNALS = "journals"
 """Below the state folder: what is written of a restore whose repository can only be read."""
-_CALLED = {"target_time": "--to", "outage_started_at": "--outage-start", "reason": "--reason"}
+_CALLED = {
+    "target_time": "--to",
+    "timeline": "--timeline",
+    "outage_started_at": "--outage-start",
+    "reason": "--reason",
+}
 
 
 def restore(
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="The service to bring back.")],
     to: Annotated[str, typer.Option("--to", metavar="latest|TIME", help="A time is ISO 8601 with zone.")] = "latest",
+    timeline: Annotated[
+        str,
+        typer.Option(
+            "--timeline", metavar="N", help="Which of PostgreSQL's timelines; else the one written then, or the newest."
+        ),
+    ] = "",
     target: Annotated[
         str | None,
         typer.Option("--target", metavar="DIR", help="A new or empty folder; may be left out in a dry run."),
@@ -130,6 +141,7 @@ def restore(
             reason=reason,
             plan=around.plan,
             now=around.clock.wall(),
+            timeline=timeline,
             called=_CALLED,
         )
         if dry_run:

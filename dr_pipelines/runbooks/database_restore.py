@@ -143,6 +143,10 @@ class Assessment:
     """What of the repository is damaged and was gone on without."""
     links: tuple[str, ...] = ()
     """The backups that are fetched, oldest first: this one, and before an incremental one what it is based on."""
+    timeline: int | None = None
+    """The timeline that it leads to; None in what an earlier version assessed: the newest."""
+    others: str | None = None
+    """Which other timeline has what this one has not, and what leads there; None where none has."""
 
     @property
     def title(self) -> str:
@@ -196,12 +200,12 @@ def assess(
             if not allow_gap:
                 raise LogGap(assessment.gap, hint="--allow-gap restores up to the hole")
             around.notes.warning(assessment.gap)
-        for doubt in assessment.doubts:
+        for doubt in (*assessment.doubts, *filter(None, (assessment.others,))):
             around.notes.warning(doubt)
         point = format_moment(assessment.recovery_point) if assessment.recovery_point else "unknown"
         tell(
             f"backup {assessment.title} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
-            f"the log, recovery point {point}"
+            f"the log to timeline {assessment.timeline}, recovery point {point}"
         )
     return assessment
 
@@ -214,7 +218,7 @@ def plan_restore(
     place = destination or _scratch(around, execution.id) / "data"
     note = target.read_note(place)
     begun_with = note.backup_id if note is not None and note.execution_id == execution.id else None
-    covered = coverage.choose(store, execution.target_time, backup_id or begun_with)
+    covered = coverage.choose(store, execution.target_time, backup_id or begun_with, execution.timeline)
     manifest = covered.manifest
     if backup_id is not None and manifest.backup_id != backup_id:
         raise NotCovered(
@@ -239,6 +243,8 @@ def plan_restore(
         proven_lsn=covered.proven_lsn,
         doubts=covered.doubts,
         links=tuple(backup.backup_id for backup in covered.links),
+        timeline=covered.chain.towards,
+        others=covered.others,
     )
 
 
@@ -318,6 +324,7 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
                 workers=around.settings.workers,
                 clock=around.clock,
                 target_time=assessment.execution.target_time,
+                target_timeline=_target_timeline(assessment, manifest),
                 proven_until=assessment.recovery_point,
                 proven_lsn=assessment.proven_lsn,
                 progress=lambda done, total: around.progress("applying WAL", done, total),
@@ -421,6 +428,13 @@ def _require_claim(place: Path, assessment: Assessment) -> None:
 
 def _log_is_whole(assessment: Assessment) -> Check:
     return Check("log_is_whole", assessment.gap is None, assessment.gap or f"unbroken up to {assessment.log_end}")
+
+
+def _target_timeline(assessment: Assessment, manifest: Manifest) -> str:
+    """As PostgreSQL has it. The backup's own has no number there, since its history may not be stored."""
+    if assessment.timeline is None:
+        return "latest"
+    return "current" if assessment.timeline == manifest.details["timeline"] else str(assessment.timeline)
 
 
 def _log_end(assessment: Assessment, manifest: Manifest) -> postgres_validate.LogEnd | None:

@@ -75,6 +75,8 @@ class Execution(BaseModel):
     started_at: AwareDatetime
     target_time: AwareDatetime | None
     """What to restore to; None for the latest point."""
+    timeline: int | None = None
+    """Which timeline that is on, where somebody said so."""
     reason: str
     requested_by: str
     plan_sha256: str | None

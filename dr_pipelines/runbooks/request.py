@@ -31,6 +31,8 @@ class RestoreRequest:
     backup_id: str | None
     """None: the newest that will do."""
     reason: str
+    timeline: int | None = None
+    """None: the one that was being written at the target time, or the newest."""
 
 
 def read_request(
@@ -43,6 +45,7 @@ def read_request(
     reason: str,
     plan: Plan | None,
     now: datetime,
+    timeline: str = "",
     called: Mapping[str, str] = MappingProxyType({}),
 ) -> RestoreRequest:
     """What the texts say. Raises UsageError that names the one that cannot be accepted.
@@ -69,6 +72,7 @@ def read_request(
         destination=destination,
         backup_id=backup_id.strip() or None,
         reason=reason.strip(),
+        timeline=_timeline(name("timeline"), timeline.strip()),
     )
 
 
@@ -95,12 +99,13 @@ def begin(
             outage_started_at=request.outage_started_at,
             started_at=now,
             target_time=request.target_time,
+            timeline=request.timeline,
             reason=request.reason,
             requested_by=requested_by,
             plan_sha256=plan_sha256,
         )
     )
-    for name in ("service", "outage_started_at", "target_time"):
+    for name in ("service", "outage_started_at", "target_time", "timeline"):
         fixed, asked = getattr(execution, name), getattr(request, name)
         if fixed != asked:
             raise UsageError(
@@ -109,6 +114,14 @@ def begin(
                 hint="launch a new restore instead of going on with that one",
             )
     return execution
+
+
+def _timeline(field: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 32):
+        raise UsageError(f'{field}: "{text}" is no timeline', hint="a number from 1 on, as dr backup list shows it")
+    return int(text)
 
 
 def _past(field: str, text: str, now: datetime) -> datetime:

@@ -1,7 +1,7 @@
 """Whether the stored log is unbroken: which segments a replay from a position needs, and which of them are missing.
 
-Pure. A replay follows the newest timeline that descends from the one it starts on; from the segment on in which a
-timeline was left, the next one's segments are read.
+Pure. A replay leads to one timeline, the newest that descends from the one it starts on unless another is meant; from
+the segment on in which a timeline was left, the next one's segments are read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from dr_pipelines.engines.postgres.wal import Lsn, Segment, Switch
 
-__all__ = ["Chain", "Hole", "StoredSegment", "by_segment", "follow"]
+__all__ = ["Chain", "Hole", "StoredSegment", "by_segment", "follow", "leads_to"]
 
 _NAMED = 20
 """How many missing segments of one hole are named."""
@@ -46,8 +46,13 @@ class Chain:
     """Everything from `start` up to here is stored; equal to `start` where nothing is."""
     timeline: int
     """The timeline of the last segment before `end`."""
+    towards: int
+    """The timeline that it leads to, whether anything of that is stored or not."""
     files: tuple[str, ...]
-    """What a replay up to `end` reads: history files, then the segments in order."""
+    """What a replay up to `end` reads: history files, then the segments in order.
+
+    All histories, since a server that ends its recovery takes for its own the first timeline that has none.
+    """
     end_stored_at: datetime | None
     """When the last segment before `end` was stored."""
     newest: str | None
@@ -69,11 +74,28 @@ def by_segment(stored: Iterable[StoredSegment], size: int) -> dict[Segment, Stor
     return found
 
 
+def leads_to(timeline: int, at: Lsn, towards: int, histories: Mapping[int, tuple[Switch, ...]]) -> bool:
+    """Whether a replay can get from this position of `timeline` to `towards`: it was left there, or later."""
+    left = histories.get(towards, ())
+    return towards == timeline or any(past.timeline == timeline and past.at >= at for past in left)
+
+
 def follow(
-    start: Lsn, timeline: int, size: int, stored: Iterable[StoredSegment], histories: Mapping[int, tuple[Switch, ...]]
+    start: Lsn,
+    timeline: int,
+    size: int,
+    stored: Iterable[StoredSegment],
+    histories: Mapping[int, tuple[Switch, ...]],
+    *,
+    consistent: Lsn | None = None,
+    towards: int | None = None,
 ) -> Chain:
-    """The chain from `start` on `timeline`, among what is stored; `histories` holds the parsed history files."""
-    path = _path(start, timeline, size, histories)
+    """The chain from `start` on `timeline`, among what is stored; `histories` holds the parsed history files.
+
+    It leads to the timeline `towards`, to which `leads_to` must be true, or else to the newest that descends; from
+    `consistent` on, which is where a backup's files are, and not before.
+    """
+    path = _path(consistent or start, timeline, size, histories, towards)
     segments = by_segment(stored, size)
     first = start.value // size
     on_path = sorted(
@@ -84,12 +106,12 @@ def follow(
     # Where something follows one that is not full, the rest of that one is missing.
     whole = [segment for segment in on_path if segments[segment].reaches is None or segment == on_path[-1]]
     last = segments[unbroken[-1]] if unbroken else None
-    wanted = sorted(number for number in histories if number <= path[-1][0])
     return Chain(
         start=start,
         end=max(start, _end(unbroken[-1], segments)) if unbroken else start,
         timeline=unbroken[-1].timeline if unbroken else timeline,
-        files=tuple(f"{number:08X}.history" for number in wanted) + tuple(segment.name for segment in unbroken),
+        towards=path[-1][0],
+        files=(*(f"{number:08X}.history" for number in sorted(histories)), *(segment.name for segment in unbroken)),
         end_stored_at=last.stored_at if last else None,
         newest=on_path[-1].name if on_path else None,
         holes=tuple(_holes(first, whole, path, size)),
@@ -105,14 +127,11 @@ Path = tuple[tuple[int, int], ...]
 """Pairs of a timeline and the number of the first segment that is read from it."""
 
 
-def _path(start: Lsn, timeline: int, size: int, histories: Mapping[int, tuple[Switch, ...]]) -> Path:
-    newest, switches = timeline, tuple[Switch, ...]()
-    for candidate in sorted(histories):
-        history = histories[candidate]
-        # A timeline that was left before `start` does not lead on from there.
-        if candidate > newest and any(past.timeline == timeline and past.at >= start for past in history):
-            newest, switches = candidate, tuple(past for past in history if past.timeline >= timeline)
-    followers = [past.timeline for past in switches[1:]] + [newest]
+def _path(at: Lsn, timeline: int, size: int, histories: Mapping[int, tuple[Switch, ...]], towards: int | None) -> Path:
+    if towards is None:
+        towards = max(candidate for candidate in (timeline, *histories) if leads_to(timeline, at, candidate, histories))
+    switches = [past for past in histories.get(towards, ()) if past.timeline >= timeline] if towards != timeline else []
+    followers = [*(past.timeline for past in switches[1:]), towards]
     pairs = [(follower, past.at.value // size) for past, follower in zip(switches, followers, strict=False)]
     return ((timeline, 0), *pairs)
 

@@ -32,14 +32,19 @@ _TOLD_BY_CONTROL = (
 
 
 def configure(
-    target: Path, binaries: Binaries, stage: Stage, target_time: datetime | None, identity: Identity | None
+    target: Path,
+    binaries: Binaries,
+    stage: Stage,
+    target_time: datetime | None,
+    identity: Identity | None,
+    target_timeline: str = "latest",
 ) -> None:
     """Write what PostgreSQL needs to recover by itself whenever it is started: recovery.signal and its settings."""
     moment = target_time.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00") if target_time is not None else ""
     lines = [
         f"{_MARK} begin",
         f"restore_command = '{stage.restore_command}'",
-        "recovery_target_timeline = 'latest'",
+        f"recovery_target_timeline = '{target_timeline}'",
         # Without a target too: one may stand in the source's postgresql.conf, which is read before this file.
         f"recovery_target_time = '{moment}'",
         "recovery_target_inclusive = 'on'",

@@ -6,7 +6,8 @@ stored whole, they mean nothing. Clusters do not mix, since the place is that of
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
@@ -29,9 +30,11 @@ from dr_pipelines.repository.envelope import unwrap, unwrap_into, wrap
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
 
-__all__ = ["POSITION_KEY", "Chain", "Log", "Stored", "StoredSegment"]
+__all__ = ["LEFT", "POSITION_KEY", "Chain", "Log", "Stored", "StoredLog", "StoredSegment"]
 
 POSITION_KEY = "position.json"
+LEFT = "positions/"
+"""What an agent said last of each timeline that was left."""
 _LARGEST = 1 << 30
 _ATTEMPTS = 5
 """How often chunks are looked for that went while they were read: something that holds more is in their place."""
@@ -47,6 +50,18 @@ class Stored(StrEnum):
     """It was there already, with the same content."""
 
 
+@dataclass(frozen=True)
+class StoredLog:
+    """What is stored of a cluster's log, seen at one moment."""
+
+    segments: tuple[StoredSegment, ...]
+    """Sorted by name: by timeline, then by position."""
+    histories: Mapping[int, tuple[Switch, ...]]
+    """By timeline: its ancestors, and where each was left."""
+    begun: Mapping[int, datetime]
+    """By timeline: when its history was stored, which a server does as it begins it."""
+
+
 class Log:
     """The stored log of one cluster; `store` is the place services/<service>/<system identifier> of the repository."""
 
@@ -54,6 +69,7 @@ class Log:
         """With the cluster's `segment_size` what claims to hold more is refused before any memory is spent on it."""
         self.store = store
         self._segment_size = segment_size
+        self._told: Position | None = None
 
     def put(self, name: str, raw: bytes, *, level: int = 1) -> Stored:
         """Store a file of the log; the same again changes nothing.
@@ -69,11 +85,16 @@ class Log:
         with self.store.open(key) as stream:
             content = unwrap(stream, max_raw=_LARGEST)[1]
         if content != raw:
-            raise ObjectConflict(
-                f"{name} is stored already, with other content",
-                hint=f"does a second server archive to {self.store.url}? compare with `dr backup verify`",
-            )
+            raise ObjectConflict(f"{name} is stored already, with other content", hint=self._whose(name))
         return Stored.SAME
+
+    def _whose(self, name: str) -> str:
+        if (timeline := timeline_of(name)) == 1:
+            return f"does a second server archive to {self.store.url}? compare with `dr backup verify`"
+        return (
+            f"another server that was restored from the same log archives timeline {timeline} to {self.store.url}: "
+            "stop this one and restore again, which gives it a timeline of its own"
+        )
 
     def has(self, name: str) -> bool:
         """Whether a file of this name is stored, whole."""
@@ -167,32 +188,52 @@ class Log:
         """The segments that are stored, whole or in part, sorted by name: by timeline, then by position."""
         return self._listing()[0]
 
-    def chain(self, start: Lsn, timeline: int, segment_size: int) -> Chain:
-        """What is stored from `start` on `timeline` on, along the newest timeline that descends from there."""
+    def look(self) -> StoredLog:
+        """All that is stored. Raises ObjectCorrupt where a history cannot be read."""
         segments, histories = self._listing()
-        return follow(start, timeline, segment_size, segments, self.histories(histories))
+        begun = {timeline_of(name): moment for name, moment in histories.items()}
+        return StoredLog(segments, self.histories(histories), begun)
 
-    def read_position(self) -> Position | None:
-        """What the agent said last; None where it never did. Raises ObjectCorrupt, FormatTooNew."""
+    def chain(self, start: Lsn, timeline: int, segment_size: int, *, consistent: Lsn | None = None) -> Chain:
+        """What is stored from `start` on `timeline` on, along the newest timeline that descends from there.
+
+        One that was left before `consistent` is none.
+        """
+        stored = self.look()
+        return follow(start, timeline, segment_size, stored.segments, stored.histories, consistent=consistent)
+
+    def read_position(self, timeline: int | None = None) -> Position | None:
+        """What the agent said last, or last of a timeline that was left; None where it never did.
+
+        Raises ObjectCorrupt, FormatTooNew.
+        """
+        key = POSITION_KEY if timeline is None else _left_key(timeline)
         try:
-            document = unseal(self.store.get(POSITION_KEY), what=POSITION_KEY)
+            document = unseal(self.store.get(key), what=key)
         except ObjectMissing:
             return None
         version = document.get("position_version")
         if isinstance(version, int) and version > POSITION_VERSION:
-            raise FormatTooNew(f"{POSITION_KEY} has version {version}; this project reads up to {POSITION_VERSION}")
+            raise FormatTooNew(f"{key} has version {version}; this project reads up to {POSITION_VERSION}")
         try:
-            return Position.model_validate(document)
+            position = Position.model_validate(document)
         except ValidationError as error:
-            raise ObjectCorrupt(f"{POSITION_KEY} cannot be read: {error}") from None
+            raise ObjectCorrupt(f"{key} cannot be read: {error}") from None
+        if timeline is None:
+            self._told = position
+        return position
 
     def write_position(self, position: Position) -> None:
-        """Replace what the agent said last."""
+        """Replace what the agent said last; that of a timeline which is left now is kept beside it."""
+        told = self._told
+        if told is not None and told.timeline is not None and told.timeline != position.timeline:
+            self.store.put(_left_key(told.timeline), [seal(told.model_dump(mode="json"))])
         self.store.put(POSITION_KEY, [seal(position.model_dump(mode="json"))])
+        self._told = position
 
-    def _listing(self) -> tuple[tuple[StoredSegment, ...], tuple[str, ...]]:
+    def _listing(self) -> tuple[tuple[StoredSegment, ...], dict[str, datetime]]:
         segments: dict[str, StoredSegment] = {}
-        histories: list[str] = []
+        histories: dict[str, datetime] = {}
         chunks: defaultdict[str, list[tuple[Chunk, int, datetime]]] = defaultdict(list)
         for found in self.store.list("log/"):
             folder, _, name = found.key.rpartition("/")
@@ -200,7 +241,7 @@ class Log:
             if kind is FileKind.SEGMENT:
                 segments[name] = StoredSegment(name, found.size, found.modified)
             elif kind is FileKind.HISTORY:
-                histories.append(name)
+                histories[name] = found.modified
             elif chunk is not None and folder.endswith(SUFFIX):
                 segment = folder.rpartition("/")[2].removesuffix(SUFFIX)
                 chunks[segment].append((chunk, found.size, found.modified))
@@ -210,7 +251,7 @@ class Log:
                 size = sum(size for chunk, size, _ in pieces if chunk in cover)
                 newest = max(modified for chunk, _, modified in pieces if chunk in cover)
                 segments[segment] = StoredSegment(segment, size, newest, reach(cover))
-        return tuple(segments[name] for name in sorted(segments)), tuple(histories)
+        return tuple(segments[name] for name in sorted(segments)), histories
 
     def histories(self, names: Iterable[str]) -> dict[int, tuple[Switch, ...]]:
         """What the history files of these names say, by timeline. Raises ObjectMissing, ObjectCorrupt."""
@@ -225,6 +266,10 @@ class Log:
                 hint="move the object away; a server of that timeline has the file in pg_wal, and copied to the spool "
                 "it is stored again; without it the log ends where the timeline before was left",
             ) from None
+
+
+def _left_key(timeline: int) -> str:
+    return f"{LEFT}{timeline:08X}.json"
 
 
 def _key(name: str) -> str:

@@ -129,8 +129,11 @@ class RecoveryPointTracker:
     def add(self, sample: Sample) -> None:
         """Take a new sample; samples come in the order of their time."""
         if sample.timeline != self._timeline:
-            # Positions of another timeline do not compare with this one's, nor do its transactions.
+            # Positions of another timeline do not compare with this one's, nor do its transactions; and what was proven
+            # of it may be behind where this one left it.
             self._waiting.clear()
+            if self._timeline is not None:
+                self.recovery_point = self.recovery_lsn = None
             self.quiet_xid = None
             self._timeline = sample.timeline
         needs = settled(sample.lsn, self._size)

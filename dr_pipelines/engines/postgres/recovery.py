@@ -82,6 +82,7 @@ def start_recovered(
     workers: int,
     clock: Clock,
     target_time: datetime | None = None,
+    target_timeline: str = "latest",
     proven_until: datetime | None = None,
     proven_lsn: Lsn | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -92,13 +93,27 @@ def start_recovered(
     A server that an interrupted attempt left in this target is taken over where it has recovered, else ended and
     started again: it goes on from its last restart point. Where nothing was committed after `target_time`, PostgreSQL
     does not get there; up to `proven_until`, when the log is known to hold everything, its end is that time's state,
-    provided that the replay gets to `proven_lsn`: a broken record would look the same.
+    provided that the replay gets to `proven_lsn`: a broken record would look the same. `target_timeline` is as
+    PostgreSQL has it: a number, `current` for the one that the backup was made on, `latest`.
 
     Raises RestoreError with the end of the server's own log where the recovery fails, and what made the fetching of WAL
     fail; no server is left running then.
     """
     recovery = _Recovery(
-        target, binaries, leases, log, names, superuser, owner, ttl, identity, workers, clock, progress, folders
+        target,
+        binaries,
+        leases,
+        log,
+        names,
+        superuser,
+        owner,
+        ttl,
+        identity,
+        workers,
+        clock,
+        progress,
+        folders,
+        target_timeline,
     )
     access = _running(target, leases, owner)
     if access is None:
@@ -141,6 +156,7 @@ class _Recovery:
     clock: Clock
     progress: Callable[[int, int], None]
     folders: tuple[Path, ...]
+    target_timeline: str
 
     def run(self, target_time: datetime | None, *, instead_of_target: bool = False) -> "_Access":
         """Start the server and wait until it accepts connections."""
@@ -153,7 +169,7 @@ class _Recovery:
         stage.open(keep_taken=not recovering)
         earlier_access = _Access.of(target)
         if recovering:
-            configure(target, self.binaries, stage, target_time, self.identity)
+            configure(target, self.binaries, stage, target_time, self.identity, self.target_timeline)
         elif earlier_access is not None:
             instead_of_target = earlier_access.instead_of_target
         socket = _socket_folder(leases.state_dir, self.identity)

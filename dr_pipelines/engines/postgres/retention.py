@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
+from dr_pipelines.engines.postgres.chain import leads_to
 from dr_pipelines.engines.postgres.wal import FileKind, Lsn, Segment, Switch, kind_of, timeline_of
 from dr_pipelines.plan import Retention
 from dr_pipelines.repository.identifiers import moment_of
@@ -207,10 +208,6 @@ class Anchor:
     start: Lsn
     segment: Segment
 
-    @property
-    def timeline(self) -> int:
-        return self.segment.timeline
-
 
 def _anchors(cluster: Seen, stay: set[str]) -> list[Anchor]:
     staying = [manifest for manifest in cluster.survey.complete if manifest.backup_id in stay]
@@ -233,19 +230,18 @@ def useless_log(
     """
     known = [file for file in files if kind_of(file.name) is not None]
     whole = {file.name for file in known if not file.chunk}
-    leads_to = {
-        timeline: [anchor for anchor in anchors if _leads_to(anchor, timeline, histories)]
+    reaching = {
+        timeline: [each for each in anchors if leads_to(each.segment.timeline, each.start, timeline, histories)]
         for timeline in {timeline_of(file.name) for file in known}
     }
 
     def stays(file: LogFile) -> bool:
         if file.chunk and file.name in whole and file.stored_at < stale:
             return False
-        reaching = leads_to[timeline_of(file.name)]
-        if not reaching:
+        if not (leading := reaching[timeline_of(file.name)]):
             return file.stored_at >= before
         return kind_of(file.name) is FileKind.HISTORY or any(
-            _place(file.name) >= _place(anchor.segment.name) for anchor in reaching
+            _place(file.name) >= _place(anchor.segment.name) for anchor in leading
         )
 
     log = [file for file in known if kind_of(file.name) is not FileKind.HISTORY]
@@ -256,12 +252,6 @@ def useless_log(
         if kind_of(file.name) is FileKind.HISTORY and timeline_of(file.name) > newest and not stays(file):
             useless.append(file)
     return tuple(useless)
-
-
-def _leads_to(anchor: Anchor, timeline: int, histories: Mapping[int, tuple[Switch, ...]]) -> bool:
-    return timeline == anchor.timeline or any(
-        past.timeline == anchor.timeline and past.at >= anchor.start for past in histories.get(timeline, ())
-    )
 
 
 def _place(name: str) -> str:

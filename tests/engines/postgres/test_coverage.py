@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dr_pipelines.engines.postgres.coverage import choose, newest_system, systems
-from dr_pipelines.errors import NotCovered, RestoreError
+from dr_pipelines.engines.postgres.wal import Lsn
+from dr_pipelines.errors import AmbiguousTimeline, NotCovered, RestoreError
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.sealed import seal
 from dr_pipelines.timing import format_moment
@@ -108,6 +109,110 @@ class TestALogWithAHole:
         with pytest.raises(RestoreError, match="cannot be restored: it needs the log up to 0/C00FA0") as raised:
             choose(archive.store, None)
         assert "00000001000000000000000C" in raised.value.hint
+
+
+class TestTimelines:
+    """The server was lost after 20 minutes, restored to before segment 16.5, and writes on timeline 2 from 30 on."""
+
+    @pytest.fixture
+    def left(self, archive: MadeUpArchive) -> MadeUpArchive:
+        archive.position(20, 20, timeline=1)
+        archive.history(30, 2, 16.5)
+        archive.segments(16, 17, 18, timeline=2, later=15)
+        archive.position(34, 18, timeline=2)
+        return archive
+
+    @pytest.mark.parametrize(
+        ("minutes", "timeline", "until"),
+        [(6, 1, 20), (16.4, 1, 20), (19, 1, 20), (31, 2, 34), (34, 2, 34), (None, 2, 34)],
+    )
+    def test_a_time_is_on_the_one_that_was_being_written(
+        self, left: MadeUpArchive, minutes: float | None, timeline: int, until: float
+    ) -> None:
+        covered = choose(left.store, left.at(minutes) if minutes is not None else None)
+        assert (covered.chain.towards, covered.recovery_point) == (timeline, left.at(until))
+        assert covered.gap is None and covered.doubts == ()
+
+    @pytest.mark.parametrize(("timeline", "until", "end"), [(1, 20, 21), (2, 34, 19)])
+    def test_the_end_of_each_is_reached_where_that_is_said(
+        self, left: MadeUpArchive, timeline: int, until: float, end: int
+    ) -> None:
+        covered = choose(left.store, None, timeline=timeline)
+        assert (covered.recovery_point, covered.chain.end) == (left.at(until), Lsn(end << 20))
+        assert covered.others is None
+
+    def test_between_the_two_it_has_to_be_said_which(self, left: MadeUpArchive) -> None:
+        with pytest.raises(
+            AmbiguousTimeline, match=r"timeline 1 \(to about .*\), or timeline 2 \(left timeline 1 at"
+        ) as refused:
+            choose(left.store, left.at(25))
+        assert refused.value.hint == "--timeline 1 or --timeline 2"
+
+    def test_while_both_are_written_it_has_to_be_said_which(self, left: MadeUpArchive) -> None:
+        left.segments(21, 22, later=10.5)
+        for minutes in (30, 31, 32):
+            with pytest.raises(AmbiguousTimeline):
+                choose(left.store, left.at(minutes))
+        # The newest backup leads to the second, which goes on.
+        assert choose(left.store, left.at(33)).chain.towards == 2
+        assert choose(left.store, left.at(29)).chain.towards == 1
+
+    def test_what_was_stored_of_one_that_was_left_and_never_proven_is_covered_with_a_doubt(
+        self, left: MadeUpArchive
+    ) -> None:
+        left.segments(21, 22, later=1)
+        covered = choose(left.store, left.at(22))
+        assert covered.chain.towards == 1
+        assert "of timeline 1 no more is proven than up to" in covered.doubts[0]
+        with pytest.raises(NotCovered):
+            choose(left.store, left.at(24), timeline=1)
+
+    def test_one_that_is_not_there_or_that_no_backup_leads_to_is_refused(self, left: MadeUpArchive) -> None:
+        with pytest.raises(NotCovered, match="there is no timeline 3"):
+            choose(left.store, None, timeline=3)
+        left.history(40, 3, 3.5)
+        with pytest.raises(NotCovered, match="no backup leads to timeline 3"):
+            choose(left.store, None, timeline=3)
+
+    def test_without_a_timeline_of_its_own_log_the_old_goes_over_into_the_new(self, archive: MadeUpArchive) -> None:
+        """It was restored to the end of the log: a time at which no server ran is what both have."""
+        archive.position(20, 20, timeline=1)
+        archive.history(30, 2, 21, reason="no recovery target specified")
+        archive.segments(21, 22, timeline=2, later=10)
+        archive.position(33, 22, timeline=2)
+        for minutes in (6, 19, 25, 33):
+            covered = choose(archive.store, archive.at(minutes))
+            assert (covered.chain.towards, covered.recovery_point) == (2, archive.at(33))
+            assert covered.others is None
+
+    def test_until_an_agent_has_proven_something_of_it_what_was_proven_before_the_split_holds(
+        self, archive: MadeUpArchive
+    ) -> None:
+        archive.position(20, 20, timeline=1)
+        archive.history(30, 2, 21, reason="no recovery target specified")
+        assert choose(archive.store, None).recovery_point == archive.at(20)
+
+    def test_what_was_proven_behind_the_split_does_not_hold(self, archive: MadeUpArchive) -> None:
+        archive.position(20, 20, timeline=1)
+        archive.history(30, 2, 16.5)
+        covered = choose(archive.store, None)
+        assert (covered.chain.towards, covered.recovery_point, covered.proven_lsn) == (2, None, None)
+
+    def test_a_backup_during_which_one_was_left_does_not_lead_to_it(self, archive: MadeUpArchive) -> None:
+        archive.history(30, 2, 11.5)
+        archive.segments(11, 12, timeline=2, later=20)
+        assert choose(archive.store, None).chain.towards == 1
+        assert choose(archive.store, None, timeline=2).manifest.stopped_at == archive.at(5)
+
+    def test_a_server_on_one_to_which_no_backup_leads_is_not_covered(self, archive: MadeUpArchive) -> None:
+        archive.position(20, 20, timeline=1)
+        archive.history(30, 2, 3.5)
+        archive.segments(*range(3, 9), timeline=2, later=30)
+        archive.position(40, 8, timeline=2)
+        covered = choose(archive.store, None)
+        assert covered.recovery_point == archive.at(20)
+        assert covered.gap is not None
+        assert covered.gap.startswith("the server is on timeline 2, to which no backup leads yet")
 
 
 class TestWithoutABackup:
