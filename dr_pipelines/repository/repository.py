@@ -10,6 +10,7 @@ drills/<name>/         repositories of their own, for what a drill backs up
 import hashlib
 import logging
 import uuid
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from dr_pipelines.errors import (
     RepositoryMissing,
 )
 from dr_pipelines.repository.folder import FolderStore
-from dr_pipelines.repository.identifiers import check_name
+from dr_pipelines.repository.identifiers import check_name, is_name
 from dr_pipelines.repository.records import Records
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
@@ -84,6 +85,15 @@ class Repository:
             if item.key != _ROOT:
                 store.delete(item.key)
         store.delete(_ROOT)
+
+    def old_sandboxes(self, before: datetime) -> list[str]:
+        """The sandboxes to which nothing was written since: their drills are over, or were killed."""
+        names = [name.removesuffix("/") for name in self.store.names("drills") if name.endswith("/")]
+        return [
+            name
+            for name in names
+            if is_name(name) and all(found.modified < before for found in self.store.list(f"{_sandbox(name)}/"))
+        ]
 
     def remember_plan(self, plan_text: str) -> str:
         """Keep a copy of the recovery plan as the current one; returns its key."""

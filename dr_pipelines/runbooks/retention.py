@@ -1,5 +1,7 @@
 """Expiry of a service of the plan: the command line and Dagster, by hand and by schedule, call it."""
 
+from datetime import timedelta
+
 from dr_pipelines.engines.postgres.expiry import expire
 from dr_pipelines.engines.postgres.retention import Expiry
 from dr_pipelines.errors import ConfigurationError
@@ -7,7 +9,10 @@ from dr_pipelines.plan import Plan, Retention
 from dr_pipelines.runbooks.database_restore import Surroundings
 from dr_pipelines.timing import format_bytes
 
-__all__ = ["expire_service", "retention_of"]
+__all__ = ["SANDBOX_STAYS", "expire_service", "retention_of"]
+
+SANDBOX_STAYS = timedelta(days=7)
+"""How long what a drill left in the repository stays after the last that was written there."""
 
 
 def retention_of(plan: Plan | None, service: str) -> Retention:
@@ -21,6 +26,14 @@ def retention_of(plan: Plan | None, service: str) -> Retention:
     return found.backup.retention
 
 
+def _clear_sandboxes(around: Surroundings, *, dry_run: bool) -> None:
+    """What drills that were killed, or were to be kept, had left in the repository goes after a while."""
+    for name in around.repository.old_sandboxes(around.clock.wall() - SANDBOX_STAYS):
+        if not dry_run:
+            around.repository.remove_sandbox(name)
+        around.notes.info(f"{'would remove' if dry_run else 'removed'} drills/{name}, which a drill had left")
+
+
 def expire_service(
     around: Surroundings, service: str, retention: Retention | None = None, *, dry_run: bool = False
 ) -> Expiry:
@@ -28,6 +41,7 @@ def expire_service(
 
     `retention` is taken instead of the plan's. Raises what `retention_of` and `expire` raise.
     """
+    _clear_sandboxes(around, dry_run=dry_run)
     expiry = expire(
         service,
         around.repository,

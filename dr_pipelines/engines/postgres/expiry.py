@@ -12,7 +12,7 @@ from datetime import datetime
 from dr_pipelines.engines.postgres.chunks import SUFFIX, Chunk
 from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.details import look_at_backups
-from dr_pipelines.engines.postgres.log import POSITION_KEY, Log
+from dr_pipelines.engines.postgres.log import LEFT, POSITION_KEY, Log
 from dr_pipelines.engines.postgres.retention import Expiry, LogFile, Seen, decide
 from dr_pipelines.engines.postgres.wal import FileKind, kind_of
 from dr_pipelines.errors import FormatTooNew
@@ -143,4 +143,5 @@ def _remove(expiry: Expiry, stores: Mapping[str, Store], progress: Progress) -> 
             stores[system].delete(file.key)
             progress(done := done + 1, total)
     for system in expiry.over:
-        stores[system].delete(POSITION_KEY)
+        for key in (POSITION_KEY, *(f"{LEFT}{name}" for name in stores[system].names(LEFT))):
+            stores[system].delete(key)
