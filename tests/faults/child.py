@@ -3,7 +3,7 @@
 python -m tests.faults.child backup
 python -m tests.faults.child restore EXECUTION
 python -m tests.faults.child expire CHANGES
-python -m tests.faults.child agent
+python -m tests.faults.child agent [stream]
 """
 
 import logging
@@ -52,7 +52,7 @@ def kill_itself_after(changes: int) -> None:
 def main(argv: list[str]) -> None:
     killing.arm()
     if argv[0] == "agent":
-        sys.exit(serve("database"))
+        sys.exit(serve("database", stream=argv[1:] == ["stream"]))
     settings = load_settings()
     assert settings.repository is not None
     repository = open_repository(settings.repository, settings=settings)

@@ -49,6 +49,12 @@ class Victim:
         """Let it end by itself; negative is the signal that ended it."""
         return self._process.wait(60)
 
+    def is_dead(self) -> bool:
+        """Whether it has killed itself by now; it must not have ended in another way."""
+        ended = self._process.poll()
+        assert ended in (None, -signal.SIGKILL), f"it ended with {ended}: {self._log.read_text()}"
+        return ended is not None
+
     def dies(self) -> None:
         """Wait until it has killed itself."""
         ended = self._process.wait(timeout=120)

@@ -5,6 +5,7 @@ The moments of an expiry and of a cutover are those of test_killed_expiry.py and
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -98,9 +99,47 @@ def test_shipping(start: Start, source: Source, kill: str) -> None:
     assert source.position().problem is None
 
 
+STREAMING = {
+    "after a chunk's put": r"put if absent|\.chunks/|3|after",
+    "between a segment's put and the removal of its chunks": r"delete|\.chunks/|1|before",
+}
+
+
+@pytest.mark.parametrize("kill", STREAMING.values(), ids=STREAMING)
+def test_streaming(start: Start, settings: Settings, tmp_path: Path, kill: str) -> None:
+    repository = archived.new_repository(tmp_path / "repository")
+    own = settings.model_copy(update={"repository": repository.url})
+    spool = tmp_path / "received"
+    spool.mkdir()
+    with archived.source(own, repository) as source:
+        source.do("CREATE TABLE counted (n int)")
+        source.back_up()
+        source.ship()
+        # From here on nothing but the stream brings the log.
+        source.stop_agent()
+        source.server.stop()
+        source.start(archive_command="/bin/true")
+        variables = environment(source, kill) | {"DR_SPOOL__DATABASE": str(spool)}
+        victim = start("tests.faults.child", "agent", "stream", environment=variables)
+
+        def write_until_it_is_dead() -> bool:
+            source.do("INSERT INTO counted SELECT generate_series(1, 3000)")
+            return victim.is_dead()
+
+        assert wait_until(write_until_it_is_dead, timeout=60, interval=0.3)
+        last = start("tests.faults.child", "agent", "stream", environment={**variables, "DR_TEST_KILL": "||0|"})
+        now = source.now()
+        assert wait_until(lambda: (source.position().recovery_point or now) > now, timeout=60)
+        last.kill()
+        with archived.restore(own, repository) as restore:
+            restore.run()
+            assert restore.ask("SELECT count(*) FROM counted") == source.ask("SELECT count(*) FROM counted")
+            assert archived.failed(restore.validate()) == []
+
+
 RESTORE = {
-    "before the first part": "restore a part||1|before",
-    "during parts": "restore a part||20|after",
+    "before the first part": "fetch a part||1|before",
+    "during parts": "fetch a part||20|after",
     "before recovery": "recover||1|before",
     "during replay": "fetch a segment||5|after",
     "before validation": "validate||1|before",
