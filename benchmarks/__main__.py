@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import archive, field, orchestration, pgbackrest, replay
+from benchmarks import archive, field, incremental, orchestration, pgbackrest, replay
 from benchmarks.page import put
 
 _PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -27,6 +27,10 @@ def main() -> int:
             [pgbackrest.Size.of(_bytes(size), arguments.rounds) for size in arguments.sizes],
             arguments.postgres,
             until=until,
+        ),
+        # Before 17 there are none.
+        "incremental": lambda folder: incremental.run(
+            folder, _bytes(arguments.sizes[0]), arguments.rounds, max(arguments.postgres, 18), until=until
         ),
         "replay": lambda folder: replay.run(
             folder, _bytes(arguments.log), arguments.rounds, arguments.postgres, until=until
@@ -56,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m benchmarks pgbackrest --minutes 40              all sizes, no round begun after 40 minutes\n"
         "  python -m benchmarks replay archive                       two sections\n",
     )
-    names = ("field", "pgbackrest", "replay", "archive", "orchestration")
+    names = ("field", "pgbackrest", "incremental", "replay", "archive", "orchestration")
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*names, []], help=f"of {', '.join(names)}; or all")
     parser.add_argument("--sizes", type=float, nargs="+", default=[2.0, 8.0, 16.0], help="GB of rows (2 8 16)")
     parser.add_argument("--log", type=float, default=2.0, help="GB of log to replay (2)")

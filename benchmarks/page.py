@@ -18,6 +18,7 @@ carry over.
 """
 _TITLES = {
     "pgbackrest": "Backup and restore beside pgBackRest",
+    "incremental": "Incremental backups and the restore of a chain",
     "replay": "Point-in-time replay from S3",
     "archive": "Archiving a segment",
     "field": "Backup and restore beside commands",

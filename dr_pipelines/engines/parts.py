@@ -300,13 +300,7 @@ class PartReader:
                 for number, part in zip(run, parts, strict=True):
                     if self._stop.is_set():
                         return
-                    self._fetch_part(part, buffer, scratch)
-                    checksum = 0
-                    for file, offset, start, length in self._layout.writes(number):
-                        with memoryview(buffer)[start : start + length] as data:
-                            files.write(file, offset, data)
-                            if file in self._layout.assembled:
-                                checksum = zlib.crc32(data, checksum)
+                    checksum = self._restore_part(part, number, buffer, scratch, files)
                     with self._lock:
                         journal.write(f"{number} {checksum}\n".encode())
                         self._done_bytes += part.raw_size
@@ -315,7 +309,9 @@ class PartReader:
             self._stop.set()
             raise
 
-    def _fetch_part(self, part: Part, buffer: bytearray, scratch: bytearray) -> None:
+    def _restore_part(self, part: Part, number: int, buffer: bytearray, scratch: bytearray, files: "_Files") -> int:
+        """Returns the checksum of what went into files that are put together of several backups."""
+
         def fetch() -> Envelope:
             with self._store.open(part.key) as stream:
                 return unwrap_into(stream, buffer, expected_sha256=part.stored_sha256, scratch=scratch)
@@ -323,6 +319,13 @@ class PartReader:
         envelope = patiently(fetch)
         if envelope.raw_size != part.raw_size:
             raise ObjectCorrupt(f"{part.key} holds {envelope.raw_size} bytes, its manifest says {part.raw_size}")
+        checksum = 0
+        for file, offset, start, length in self._layout.writes(number):
+            with memoryview(buffer)[start : start + length] as data:
+                files.write(file, offset, data)
+                if file in self._layout.assembled:
+                    checksum = zlib.crc32(data, checksum)
+        return checksum
 
 
 class _Files:
