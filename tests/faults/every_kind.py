@@ -96,6 +96,7 @@ class EveryKind:
             "backup note": f"{at}/log/00000001/{segments[0]}.00000028.backup",
             "partial segment": f"{at}/log/00000001/{Segment(1, 6, SIZE).name}.partial",
             "position": f"{at}/position.json",
+            "position that was left": f"{at}/positions/00000001.json",
             "execution": f"executions/{self.execution}/execution.json",
             "event": f"executions/{self.execution}/events/000000.json",
             "approval": f"executions/{self.execution}/approvals/000001/request.json",
@@ -133,6 +134,7 @@ def make(folder: Path) -> EveryKind:
         made.newer = _back_up(made.store, now - timedelta(minutes=10), 5)
     _leave_tombstone(made.store, now)
     _fill_log(made)
+    _tell_of_the_timeline_before(made.store, now)
     tell_position(made.store, now)
     made.repository.remember_plan(PLAN)
     made.execution = _execute(made.repository, now)
@@ -205,6 +207,22 @@ def _fill_log(made: EveryKind) -> None:
     for found in (*made.store.list("log/00000001/"), *made.store.list("log/00000002/")):
         moment = (made.newer.stopped_at + timedelta(seconds=1)).timestamp()
         os.utime(f"{made.store.url}/{found.key}", (moment, moment))
+
+
+def _tell_of_the_timeline_before(store: Store, now: datetime) -> None:
+    """What an agent had said last of timeline 1."""
+    left = Position(
+        heartbeat_at=now - timedelta(minutes=5),
+        timeline=1,
+        recovery_point=now - timedelta(minutes=5),
+        recovery_lsn=Segment(1, 5, SIZE).end,
+        server=ServerState.AWAY,
+        spool_files=0,
+        spool_bytes=0,
+        agent_version="1",
+        agent_host="db1",
+    )
+    store.put("positions/00000001.json", [seal(left.model_dump(mode="json"))])
 
 
 def tell_position(store: Store, now: datetime | None = None) -> None:

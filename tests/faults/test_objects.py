@@ -91,6 +91,10 @@ CASES: dict[tuple[str, str], dict[str, Said]] = {
     ("position", "truncated"): all_say(0, f"position.json {CUT}", of=("plan a restore",))
     | {"verify": (1, f"position_is_what_was_stored: position.json {CUT}"), "exposure": (3, f"position.json {CUT}")},
     ("position", "absent"): {"exposure": (3, "no agent has reported")},
+    # Only what is restored of the old timeline needs it.
+    ("position that was left", "flipped"): all_say(0, f"00000001.json {DAMAGED}", of=("plan a restore", "exposure")),
+    ("position that was left", "truncated"): all_say(0, f"00000001.json {CUT}", of=("plan a restore", "exposure")),
+    ("position that was left", "absent"): {},
     # Whoever goes on with that execution meets it: see below.
     ("execution", "flipped"): {},
     ("execution", "truncated"): {},

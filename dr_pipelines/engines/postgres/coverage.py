@@ -105,7 +105,8 @@ def choose(
     if not backups:
         raise _no_backup(store, survey.damaged)
     stored = Log(store).look()
-    timelines = read_timelines(stored, backups, _proven(store))
+    proven, unread = _proven(store)
+    timelines = read_timelines(stored, backups, proven)
     wanted = timeline
     if timeline is None and target_time is not None:
         wanted = _timeline_at(target_time, timelines, stored, backups)
@@ -120,7 +121,7 @@ def choose(
     damaged = tuple(f"the backup {name} cannot be used: {error.message}" for name, error in survey.damaged)
     coverage = replace(
         coverage,
-        doubts=(*damaged, *coverage.doubts),
+        doubts=(*damaged, *unread, *coverage.doubts),
         links=chain_of(chosen, survey).backups,
         timelines=timelines,
         others=_others(coverage, timelines, stored) if timeline is None else None,
@@ -290,10 +291,21 @@ def _proof(store: Store, position: Position | None, towards: int, stored: Stored
     return _Proof()
 
 
-def _proven(store: Store) -> dict[int, datetime]:
-    """By timeline that was left: its recovery point."""
-    told = [_left(store, int(name[:8], 16)) for name in store.names(LEFT) if re.fullmatch(r"[0-9A-F]{8}\.json", name)]
-    return {each.timeline: each.recovery_point for each in told if each and each.timeline and each.recovery_point}
+def _proven(store: Store) -> tuple[dict[int, datetime], tuple[str, ...]]:
+    """By timeline that was left: its recovery point; and what of that cannot be read, of which less is known then."""
+    proven: dict[int, datetime] = {}
+    doubts: list[str] = []
+    for name in store.names(LEFT):
+        if not re.fullmatch(r"[0-9A-F]{8}\.json", name):
+            continue
+        try:
+            told = Log(store).read_position(int(name[:8], 16))
+        except (ObjectCorrupt, FormatTooNew) as error:
+            doubts.append(f"{error.message}; up to when everything of that timeline is stored is not known")
+            continue
+        if told is not None and told.timeline is not None and told.recovery_point is not None:
+            proven[told.timeline] = told.recovery_point
+    return proven, tuple(doubts)
 
 
 def _left(store: Store, timeline: int) -> Position | None:
