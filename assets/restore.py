@@ -88,6 +88,7 @@ def assess(context: dg.OpExecutionContext, config: RestoreForm) -> Assessed:
         )
         work.on_failure = lambda around, error: close_failed_restore(around, execution, error, work.run_id)
         assessment = runbook.assess(around, execution, request.destination, work.run_id, backup_id=request.backup_id)
+        assessed = Assessed(assessment, None, wish)
         context.add_output_metadata(
             {
                 "execution_id": execution.id,
@@ -95,9 +96,10 @@ def assess(context: dg.OpExecutionContext, config: RestoreForm) -> Assessed:
                 "target": assessment.target,
                 "raw_bytes": assessment.raw_bytes,
                 "log_bytes": assessment.log_bytes,
+                **_expected(assessed),
             }
         )
-    return Assessed(assessment, None, wish)
+    return assessed
 
 
 @dg.op(description="The same, of what the drill has destroyed.")
@@ -106,7 +108,9 @@ def assess_loss(context: dg.OpExecutionContext, lost: DatabaseLost) -> Assessed:
 
     with working(context, "assess", close_failed_drill(context, lost)) as work:
         assessment = runbook.assess(work.around, lost.lost.execution, None, work.run_id)
-    return Assessed(assessment, lost.lost, None)
+        assessed = Assessed(assessment, lost.lost, None)
+        context.add_output_metadata(_expected(assessed))
+    return assessed
 
 
 @dg.op(description="PostgreSQL of the same major version, a new and empty target with enough room, claimed.")
@@ -185,6 +189,12 @@ def cutover(context: dg.OpExecutionContext, restored: ServerValidated) -> InPlac
                     hint="mend that, and re-execute this run from failure, or dr backup full",
                 )
     return InPlace(assessment, restored.lost, restored.wish, restored.files, server, validated, problems)
+
+
+def _expected(assessed: Assessed) -> dict[str, str | float]:
+    """What the steps that are left are expected to take, by an estimate, for those who watch the run."""
+    expected = assessed.assessment.estimate
+    return {"estimate": expected.told, "estimate_seconds": expected.seconds} if expected is not None else {}
 
 
 def _close_failed(context: dg.OpExecutionContext, value: Assessed) -> OnFailure:

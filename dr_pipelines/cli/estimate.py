@@ -12,12 +12,13 @@ from dr_pipelines.engines.postgres.room import require_space
 from dr_pipelines.engines.postgres.timelines import Timeline
 from dr_pipelines.errors import LogGap
 from dr_pipelines.processes.postgres import Binaries, find_binaries
-from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, plan_restore
+from dr_pipelines.runbooks.database_restore import Assessment, Surroundings, estimate_steps, plan_restore
+from dr_pipelines.runbooks.estimate import RestoreEstimate
 from dr_pipelines.runbooks.execution import Execution
 from dr_pipelines.runbooks.request import RestoreRequest
 from dr_pipelines.timing import format_bytes, format_moment
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "refuse_early"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Estimate:
     free_bytes: int
     binaries: Binaries
     timelines: tuple[Timeline, ...]
+    expected: RestoreEstimate
 
     def document(self) -> dict[str, object]:
         """As JSON values; sizes in bytes."""
@@ -70,6 +72,7 @@ class Estimate:
             "free_bytes": self.free_bytes,
             "postgres": self.binaries.version,
             "postgres_bin": str(self.binaries.folder),
+            "estimate": self.expected.document(),
         }
 
     def show(self, console: Console) -> None:
@@ -93,11 +96,32 @@ class Estimate:
         for name, value in lines.items():
             if value is not None:
                 console.print(f"{name + ':':<12}{value}")
+        console.print(f"{'estimate:':<12}{self.expected.told}")
+        for step in self.expected.steps:
+            console.print(f"  {step.step}: {step.range}; {step.told}")
         console.print("nothing was done: this was a dry run")
 
 
 def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) -> Estimate:
     """Look at the repository, the binaries and the target. Raises what would stop the restore."""
+    planned = refuse_early(around, request, allow_gap=allow_gap)
+    store = coverage.newest_system(around.repository.service(request.service))
+    covered = coverage.choose(store, None, timeline=planned.timeline)
+    return Estimate(
+        repository=around.repository.url,
+        request=request,
+        planned=planned,
+        covered_from=covered.earliest,
+        covered_to=covered.recovery_point,
+        free_bytes=shutil.disk_usage(_existing(Path(planned.target))).free,
+        binaries=find_binaries(around.settings, planned.major),
+        timelines=tuple(covered.timelines.values()),
+        expected=estimate_steps(around, planned),
+    )
+
+
+def refuse_early(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) -> Assessment:
+    """Raise what would stop the restore, as far as can be seen beforehand; else what would be restored."""
     execution = Execution(
         id="dry-run",
         kind="restore",
@@ -114,20 +138,10 @@ def estimate(around: Surroundings, request: RestoreRequest, *, allow_gap: bool) 
     planned = plan_restore(around, execution, request.destination, request.backup_id)
     if planned.gap and not allow_gap:
         raise LogGap(planned.gap, hint="--allow-gap restores up to the hole")
-    store = coverage.newest_system(around.repository.service(request.service))
-    covered = coverage.choose(store, None, timeline=planned.timeline)
     if request.destination is not None:
         _check_target(around, planned)
-    return Estimate(
-        repository=around.repository.url,
-        request=request,
-        planned=planned,
-        covered_from=covered.earliest,
-        covered_to=covered.recovery_point,
-        free_bytes=shutil.disk_usage(_existing(Path(planned.target))).free,
-        binaries=find_binaries(around.settings, planned.major),
-        timelines=tuple(covered.timelines.values()),
-    )
+    find_binaries(around.settings, planned.major)
+    return planned
 
 
 def _check_target(around: Surroundings, planned: Assessment) -> None:

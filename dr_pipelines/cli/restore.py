@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dr_pipelines.cli.cutover import carry_out_cutover
-from dr_pipelines.cli.estimate import estimate
+from dr_pipelines.cli.estimate import estimate, refuse_early
 from dr_pipelines.cli.frame import Exit, Json, Terminal
 from dr_pipelines.cli.opening import opened
 from dr_pipelines.cli.services import who_asks
@@ -244,7 +244,7 @@ def _begin(around: Surroundings, request: RestoreRequest) -> tuple[Surroundings,
 def _refuse(around: Surroundings, request: RestoreRequest) -> None:
     """Raise what refuses the restore, before anything is written; what makes it fail is the execution's to find."""
     try:
-        estimate(around, request, allow_gap=True)
+        refuse_early(around, request, allow_gap=True)
     except DrError as error:
         if error.exit_code == Exit.USAGE:
             raise

@@ -248,6 +248,7 @@ def measure_drill(
             validated_at=validated.validated_at,
             healthy_at=validated.healthy_at,
             server_version=find_binaries(around.settings, assessment.major).version,
+            estimate=assessment.estimate,
         )
     lab, leases, writers = _lab(lost.lab_folder), around.leases, lost.options.writers
     loss = measure_loss(lab, leases, writers, dsn, lost.execution.outage_started_at, lost.recovery_point)

@@ -15,6 +15,7 @@ from dr_pipelines.reports.text import (
     VERDICT_MARKS,
     age_text,
     cutover_of,
+    estimate_text,
     moment_text,
     phases_of,
     printable,
@@ -46,6 +47,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "moment": moment_text,
+        "estimate": estimate_text,
         "duration": _duration,
         "seconds": seconds_text,
         "bytes": format_bytes,

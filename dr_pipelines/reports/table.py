@@ -14,6 +14,7 @@ from dr_pipelines.reports.text import (
     age_text,
     beside,
     cutover_of,
+    estimate_text,
     moment_text,
     phases_of,
     printable,
@@ -163,6 +164,8 @@ def _record_facts(record: Record) -> list[tuple[str, str]]:
     if record.backup is not None:
         facts.append(("backup", f"{record.backup.backup_id}, taken {moment_text(record.backup.taken_at)}"))
     facts += cutover_of(record)
+    if record.estimate is not None:
+        facts.append(("estimated", estimate_text(record.estimate)))
     runs = ", ".join(record.run_ids) or "none: without Dagster"
     facts += [("execution", record.execution_id), ("runs" if len(record.run_ids) > 1 else "run", runs)]
     facts.append(("record", f"{record_key(record.record_id)} in {record.environment.repository}"))

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from dr_pipelines.engines.verdict import Verdict
-from dr_pipelines.runbooks.record import Phases, Record
+from dr_pipelines.runbooks.record import Estimated, Phases, Record
 from dr_pipelines.timing import format_duration
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "age_text",
     "beside",
     "cutover_of",
+    "estimate_text",
     "moment_text",
     "phases_of",
     "printable",
@@ -94,6 +95,17 @@ def cutover_of(record: Record) -> list[tuple[str, str]]:
         ("new backup", cutover.backup_id or "NONE"),
         *(("see to", note) for note in cutover.notes),
     ]
+
+
+def estimate_text(estimate: Estimated) -> str:
+    """What the restore was expected to take, beside what it took."""
+    expected, low, high = (
+        seconds_text(value) for value in (estimate.estimate_seconds, estimate.low_seconds, estimate.high_seconds)
+    )
+    told = f"{expected} ({low} to {high}) for the steps after the assessment, before they began"
+    if estimate.actual_seconds is None:
+        return f"{told}; not all of them went through at the first attempt, so it cannot be compared"
+    return f"{told}; they took {seconds_text(estimate.actual_seconds)}"
 
 
 def phases_of(record: Record) -> list[tuple[str, float | None]]:

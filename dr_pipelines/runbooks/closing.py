@@ -51,6 +51,7 @@ def close_restore(
         validated_at=validated.validated_at,
         healthy_at=validated.healthy_at,
         server_version=version,
+        estimate=assessment.estimate,
     )
     loss = loss_of(assessment, server, validated)
     record = put_record(around, execution, restored, loss, run_id, scenario=SCENARIO, isolation=_ISOLATION)

@@ -62,6 +62,7 @@ def restored_by(around: Surroundings, handover: Handover, done: CutOver) -> Rest
         validated_at=validated.validated_at,
         healthy_at=done.healthy_at,
         server_version=find_binaries(around.settings, handover.assessment.major).version,
+        estimate=handover.assessment.estimate,
         cutover=account_of(done),
         switched_at=done.switched_at,
     )

@@ -7,7 +7,7 @@ be stored, so that a step can be carried out again by another process without th
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from dr_pipelines.repository.manifest import Manifest, manifest_sha256, read_man
 from dr_pipelines.repository.repository import Repository, open_repository
 from dr_pipelines.repository.store import Store
 from dr_pipelines.repository.uses import note_use, renewed
+from dr_pipelines.runbooks.estimate import RestoreEstimate
+from dr_pipelines.runbooks.estimating import countdown, estimate_from
 from dr_pipelines.runbooks.execution import Execution, Journal
 from dr_pipelines.runbooks.record import BackupUsed
 from dr_pipelines.runbooks.steps import Notes, StepRunner
@@ -52,6 +54,7 @@ __all__ = [
     "assess",
     "backup_used",
     "discard",
+    "estimate_steps",
     "prepare",
     "restore_latest_backup",
     "steps_of",
@@ -147,6 +150,8 @@ class Assessment:
     """The timeline that it leads to; None in what an earlier version assessed: the newest."""
     others: str | None = None
     """Which other timeline has what this one has not, and what leads there; None where none has."""
+    estimate: RestoreEstimate | None = None
+    """What the steps that are left were expected to take."""
 
     @property
     def title(self) -> str:
@@ -202,6 +207,9 @@ def assess(
             around.notes.warning(assessment.gap)
         for doubt in (*assessment.doubts, *filter(None, (assessment.others,))):
             around.notes.warning(doubt)
+        expected = estimate_steps(around, assessment)
+        around.notes.info(expected.told)
+        assessment = replace(assessment, estimate=expected)
         point = format_moment(assessment.recovery_point) if assessment.recovery_point else "unknown"
         tell(
             f"backup {assessment.title} ({format_bytes(assessment.raw_bytes)}), {len(assessment.files)} files of "
@@ -248,6 +256,32 @@ def plan_restore(
     )
 
 
+def estimate_steps(around: Surroundings, assessment: Assessment) -> RestoreEstimate:
+    """How long the steps after the assessment will take, as far as can be told beforehand; reads the repository."""
+    execution = assessment.execution
+    return estimate_from(
+        around.repository.records,
+        execution.service,
+        _store(around, execution, assessment.system_identifier),
+        assessment.backup_id,
+        chained=len(assessment.links) > 1,
+        raw_bytes=assessment.raw_bytes,
+        log_bytes=assessment.log_bytes,
+        clock=around.clock,
+    )
+
+
+def _progress(around: Surroundings, assessment: Assessment, step: str, what: str) -> Callable[[int, int], None]:
+    """Tells how far a step is, and now and then how long it will still take."""
+    left = countdown(assessment.estimate, step, what, around.clock, around.notes.info)
+
+    def progress(done: int, total: int) -> None:
+        around.progress(what, done, total)
+        left(done, total)
+
+    return progress
+
+
 def prepare(around: Surroundings, assessment: Assessment, run_id: str | None) -> Assessment:
     """Step 2: the binaries of the same major version, a new empty target with enough room, and the claim on it.
 
@@ -289,7 +323,7 @@ def restore_latest_backup(around: Surroundings, assessment: Assessment, run_id: 
                     binaries,
                     identity=around.identity,
                     workers=around.settings.workers,
-                    progress=lambda done, total: around.progress("restoring the backup", done, total),
+                    progress=_progress(around, assessment, "restore_latest_backup", "restoring the backup"),
                 )
         except (ObjectCorrupt, ObjectMissing) as error:
             error.hint = error.hint or "an earlier backup and the log after it may do: dr restore --backup BACKUP_ID"
@@ -327,7 +361,7 @@ def apply_wal(around: Surroundings, assessment: Assessment, files: RestoredFiles
                 target_timeline=_target_timeline(assessment, manifest),
                 proven_until=assessment.recovery_point,
                 proven_lsn=assessment.proven_lsn,
-                progress=lambda done, total: around.progress("applying WAL", done, total),
+                progress=_progress(around, assessment, "apply_wal", "applying WAL"),
                 folders=(place.parent,) if place.parent == _scratch(around, assessment.execution.id) else (),
             )
         if server.preloaded:

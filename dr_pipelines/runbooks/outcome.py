@@ -12,12 +12,15 @@ from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.verdict import Verdict, judge, judge_checks, worst_of
 from dr_pipelines.plan import Plan
 from dr_pipelines.repository.records import new_record_id
+from dr_pipelines.runbooks.estimate import RestoreEstimate
 from dr_pipelines.runbooks.execution import INTERRUPTED, Execution, Outcome, StepState
 from dr_pipelines.runbooks.record import (
     BackupUsed,
     CheckResult,
     Cutover,
     Environment,
+    Estimated,
+    EstimatedStep,
     Moments,
     Phases,
     Record,
@@ -67,6 +70,7 @@ class Restored:
     switched_at: datetime | None = None
     noted_by: str | None = None
     """Whose notes say when the application's query had succeeded, where it is not this process's."""
+    estimate: RestoreEstimate | None = None
 
 
 def make_record(
@@ -149,6 +153,7 @@ def make_record(
         backup=restored.backup,
         environment=where,
         cutover=restored.cutover,
+        estimate=_estimated(restored.estimate, steps),
     )
 
 
@@ -270,6 +275,36 @@ def _step_result(state: StepState, plan: Plan | None, execution: Execution) -> S
         ended_at=state.started_at + state.duration if state.duration is not None else None,
         run_id=state.run_id,
         detail=INTERRUPTED if gone else state.detail,
+    )
+
+
+def _estimated(estimate: RestoreEstimate | None, steps: Sequence[StepState]) -> Estimated | None:
+    """The estimate beside what it then took; with a step that took more than one attempt it cannot be compared."""
+    if estimate is None:
+        return None
+    found = []
+    for step in estimate.steps:
+        attempts = [state for state in steps if state.step == step.step]
+        took = attempts[0].duration if len(attempts) == 1 and attempts[0].outcome is Outcome.DONE else None
+        found.append(
+            EstimatedStep(
+                name=step.step,
+                estimate_seconds=step.seconds,
+                low_seconds=step.low,
+                high_seconds=step.high,
+                basis=step.basis.value,
+                told=step.told,
+                actual_seconds=took.total_seconds() if took is not None else None,
+            )
+        )
+    taken = [step.actual_seconds for step in found if step.actual_seconds is not None]
+    return Estimated(
+        made_at=estimate.made_at,
+        estimate_seconds=estimate.seconds,
+        low_seconds=estimate.low,
+        high_seconds=estimate.high,
+        actual_seconds=sum(taken) if len(taken) == len(found) else None,
+        steps=tuple(found),
     )
 
 

@@ -19,6 +19,8 @@ __all__ = [
     "Cutover",
     "CutoverApproval",
     "Environment",
+    "Estimated",
+    "EstimatedStep",
     "Moments",
     "Phases",
     "Record",
@@ -162,6 +164,34 @@ class Cutover(_Part):
     notes: tuple[str, ...]
 
 
+class EstimatedStep(_Part):
+    """What a step was expected to take, and what it took, in seconds."""
+
+    name: str
+    estimate_seconds: float
+    low_seconds: float
+    high_seconds: float
+    """Between the two it would have been no surprise."""
+    basis: Literal["measured", "probed", "assumed"]
+    """What the estimate was made of; itself it is no measurement."""
+    told: str
+    """Which records that was, what the probe was, or what was assumed."""
+    actual_seconds: float | None
+    """Null where the step did not go through at the first attempt."""
+
+
+class Estimated(_Part):
+    """What was told beforehand of the steps after the assessment, and how far it was off."""
+
+    made_at: Moment
+    estimate_seconds: float
+    low_seconds: float
+    high_seconds: float
+    actual_seconds: float | None
+    """Of the same steps; null where one of them did not go through at the first attempt."""
+    steps: tuple[EstimatedStep, ...]
+
+
 class Environment(_Part):
     """Where it ran, with what, and how that is apart from production."""
 
@@ -233,6 +263,8 @@ class Record(_Part):
     environment: Environment
     cutover: Cutover | None = None
     """Null where the restored server took nobody's place."""
+    estimate: Estimated | None = None
+    """Null where none was made, as by earlier versions."""
 
     def document(self) -> dict[str, object]:
         """As JSON values, in the order of the fields."""

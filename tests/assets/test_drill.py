@@ -48,6 +48,7 @@ def test_a_drill_is_measured_and_met(machine: Machine, drilled: dg.ExecuteInProc
     assert (record.cutover.approval.by, record.cutover.approval.standing) == ("a test", "approved")
     assert record.requested_by == "a test"
     assert record.rto_seconds is not None and record.rpo_seconds is not None
+    assert record.estimate is not None and record.estimate.actual_seconds is not None
 
 
 def test_its_figures_are_numbers_in_the_catalogue(machine: Machine, drilled: dg.ExecuteInProcessResult) -> None:

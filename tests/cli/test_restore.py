@@ -130,7 +130,26 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(alone: Dr) -> None:
     assert found["stored_bytes"] < found["raw_bytes"] < found["needed_bytes"] < found["enough_bytes"]
     assert found["enough_bytes"] < found["free_bytes"]
     assert found["covered_from"] < found["covered_to"]
+    estimate = found["estimate"]
+    assert 0 < estimate["low_seconds"] < estimate["estimate_seconds"] < estimate["high_seconds"]
     assert before == sorted(path for path in alone.folder.rglob("*") if "state" not in path.parts)
+
+
+def test_after_one_restore_the_next_ones_take_about_what_was_estimated(alone: Dr) -> None:
+    first, *later = (
+        alone("restore", "database", "--target", alone.folder / f"data{number}", "--json").document["record"][
+            "estimate"
+        ]
+        for number in range(3)
+    )
+
+    assert {step["basis"] for step in first["steps"]} == {"probed", "assumed"}
+    assert {step["basis"] for step in (*later[0]["steps"], *later[1]["steps"])} == {"measured"}
+    # One of them, since a machine that is shared may stand still for a moment.
+    off = [each["actual_seconds"] / each["estimate_seconds"] for each in later]
+    assert any(0.5 <= factor <= 2 for factor in off), later
+    said = alone("restore", "database", "--dry-run")
+    assert "by an estimate" in said.out and "measured on" in said.out and "by record" in said.out
 
 
 @pytest.mark.parametrize(

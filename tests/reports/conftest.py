@@ -148,6 +148,13 @@ def judged(seconds: float | None, promised: float | None) -> Verdict:
     return Verdict.MET if seconds <= promised else Verdict.MISSED
 
 
+def make_estimate(actual: float | None = 17.3) -> dict[str, Any]:
+    """What is stored of the estimate of a drill, and of how far it was off."""
+    figures = {"estimate_seconds": 20.0, "low_seconds": 12.0, "high_seconds": 33.0, "actual_seconds": actual}
+    step = {"name": "apply_wal", "basis": "assumed", "told": "assumed, since nothing was measured", **figures}
+    return {"made_at": moment(1), **figures, "steps": [step]}
+
+
 def make_document(day: float = 0, *, kind: str = "drill", **members: Any) -> dict[str, Any]:
     """What is stored of a drill."""
     stamp = f"{NOON + timedelta(days=day):%Y%m%dT%H%M%SZ}"

@@ -13,6 +13,7 @@ from dr_pipelines.plan import Plan, parse_plan
 from dr_pipelines.reports.adherence import adherence
 from dr_pipelines.reports.page import adherence_page
 from dr_pipelines.runbooks.record import Record
+from tests.reports.conftest import make_estimate
 
 MakeRecord = Callable[..., Record]
 UNCLOSED = {"meta"}
@@ -113,6 +114,12 @@ def test_the_evidence_leads_to_record_run_and_method(page_of: MakePage, make_rec
         *(check.name for check in record.checks),
     ):
         assert told in page.text
+
+
+def test_an_estimate_is_called_one(page_of: MakePage, make_record: MakeRecord) -> None:
+    text = page_of(make_record(estimate=make_estimate())).text
+    assert "Estimated20s (12s to 33s)" in text
+    assert "Estimated" not in page_of(make_record()).text
 
 
 def test_verdicts_are_words_not_colours_alone(page_of: MakePage, make_record: MakeRecord) -> None:

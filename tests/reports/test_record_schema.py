@@ -118,7 +118,9 @@ def test_a_record_as_a_runbook_makes_it_follows_it(schema: Any, plan: Plan, now:
 
 
 def test_every_field_that_is_stored_is_described(schema: Any, stored: Any) -> None:
-    assert set(stored) == set(schema["properties"]) == set(schema["required"]) | {"record_version", "cutover"}
+    assert (
+        set(stored) == set(schema["properties"]) == set(schema["required"]) | {"record_version", "cutover", "estimate"}
+    )
 
 
 @pytest.mark.parametrize(

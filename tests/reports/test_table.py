@@ -11,6 +11,7 @@ from dr_pipelines.plan import Plan
 from dr_pipelines.reports.adherence import adherence
 from dr_pipelines.reports.table import render_adherence, render_record
 from dr_pipelines.runbooks.record import Record, StepResult
+from tests.reports.conftest import make_estimate
 
 MakeRecord = Callable[..., Record]
 
@@ -55,6 +56,19 @@ def test_rows_points_and_places_are_told(make_record: MakeRecord) -> None:
     assert line_with(text, "recovery point").endswith("2026-03-01 11:59:58 UTC, as proven before the loss")
     assert "records/2026/03/20260301T120000Z-drill-9f86d0.json in s3://backups/hotel" in text
     assert line_with(text, "run ") == "run 6f1c9c1e-8a51-4d3b-a0b4-0d6f5d2c7a11"
+
+
+@pytest.mark.parametrize(
+    ("actual", "told"), [(17.3, "they took 17.3s"), (None, "so it cannot be compared")], ids=["compared", "not"]
+)
+def test_an_estimate_is_called_one_and_stands_beside_what_it_took(
+    make_record: MakeRecord, actual: float | None, told: str
+) -> None:
+    text = shown(make_record(estimate=make_estimate(actual)), width=200)
+
+    assert "20s (12s to 33s)" in line_with(text, "estimated")
+    assert told in line_with(text, "estimated")
+    assert "estimated" not in shown(make_record())
 
 
 def test_checks_that_did_not_pass_are_named_and_the_others_counted(make_record: MakeRecord) -> None:

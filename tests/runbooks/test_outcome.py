@@ -9,6 +9,7 @@ import pytest
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.verdict import Verdict
 from dr_pipelines.plan import Plan
+from dr_pipelines.runbooks.estimate import estimate_restore
 from dr_pipelines.runbooks.execution import INTERRUPTED, Execution, Outcome, StepState
 from dr_pipelines.runbooks.outcome import Loss, Restored, environment, make_record
 from dr_pipelines.runbooks.record import Record, Rows
@@ -286,3 +287,34 @@ def test_the_moment_the_restore_began_is_that_of_its_first_attempt(
     ]
 
     assert record_of(steps=attempts).moments.restore_started_at == outage + timedelta(seconds=3)
+
+
+class TestTheEstimate:
+    @pytest.fixture
+    def estimated(self, restored: Restored, outage: datetime) -> Restored:
+        sizes = {"restore_latest_backup": 100_000_000, "apply_wal": 0, "validate": 0}
+        return replace(restored, estimate=estimate_restore(sizes, [], None, outage))
+
+    def test_stands_beside_what_it_then_took(
+        self, record_of: MakeRecord, estimated: Restored, steps: list[StepState], make_step: MakeStep
+    ) -> None:
+        record = record_of(restored=estimated, steps=[*steps, make_step("prepare", 2, 1)])
+        assert record.estimate is not None
+        found = {step.name: step.actual_seconds for step in record.estimate.steps}
+        assert found == {"prepare": 1, "restore_latest_backup": 7, "apply_wal": 5, "validate": 5}
+        assert [step.estimate_seconds for step in record.estimate.steps] == [0.3, 1.5, 1.0, 1.0]
+        assert record.estimate.actual_seconds == 7 + 5 + 5 + 1
+        assert {step.basis for step in record.estimate.steps} == {"assumed"}
+
+    def test_is_not_compared_with_a_step_that_was_interrupted_or_never_came(
+        self, record_of: MakeRecord, estimated: Restored, steps: list[StepState], make_step: MakeStep
+    ) -> None:
+        again = make_step("apply_wal", 8, None, outcome=Outcome.INTERRUPTED)
+        record = record_of(restored=estimated, steps=[*steps[:2], again, *steps[2:]])
+        assert record.estimate is not None
+        assert record.estimate.actual_seconds is None
+        taken = {step.name: step.actual_seconds for step in record.estimate.steps}
+        assert taken == {"prepare": None, "restore_latest_backup": 7, "apply_wal": None, "validate": 5}
+
+    def test_is_none_where_none_was_made(self, record_of: MakeRecord) -> None:
+        assert record_of().estimate is None
