@@ -29,7 +29,7 @@ class Measured:
     inner_seconds: float | None
     """What our function itself took, without starting Python and importing; None for the peers."""
     peak_bytes: int
-    """The peaks of its processes added up, also of those that did not run at one time; shared pages count twice."""
+    """The most that the peaks of its processes at one time add up to; pages that they share count several times."""
     cpu_seconds: float
     """What its processes computed, in the kernel too; not what server and kernel threads did for them."""
 
@@ -64,17 +64,13 @@ def measure(
 
 
 class _Memory:
-    """Adds up the peak memory of a process and of all that it starts, while the block runs."""
+    """The peak memory of a process and of all that it starts, while the block runs."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._peaks: dict[int, int] = {}
+        self.peak = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    @property
-    def peak(self) -> int:
-        return sum(self._peaks.values())
 
     def __enter__(self) -> "_Memory":
         self._thread.start()
@@ -86,23 +82,21 @@ class _Memory:
 
     def _watch(self) -> None:
         while not self._over.is_set():
-            self._look(self._pid)
+            self.peak = max(self.peak, self._peaks(self._pid))
             self._over.wait(_EVERY)
 
-    def _look(self, pid: int) -> None:
+    def _peaks(self, pid: int) -> int:
+        """The peaks so far of a process and of its descendants that live, added up."""
         try:
             with open(f"/proc/{pid}/status", "rb") as file:
-                peak = next((line for line in file if line.startswith(b"VmHWM:")), None)
-            if peak is not None:
-                self._peaks[pid] = int(peak.split()[1]) * 1024
-            children = set()
+                own = next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmHWM:")), 0)
+            children: set[bytes] = set()
             for task in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                     children.update(file.read().split())
         except (FileNotFoundError, ProcessLookupError):
-            return
-        for child in children:
-            self._look(int(child))
+            return 0
+        return own + sum(self._peaks(int(child)) for child in children)
 
 
 def warm(place: Path) -> None:
