@@ -35,6 +35,7 @@ from dr_pipelines.errors import ProcessError
 from dr_pipelines.processes.identity import give_to
 from dr_pipelines.processes.leases import Lease
 from dr_pipelines.processes.ports import free_port
+from dr_pipelines.processes.postgres import says_ready
 from dr_pipelines.repository.repository import open_repository
 from dr_pipelines.repository.store import Store
 from dr_pipelines.settings import Settings
@@ -175,13 +176,15 @@ class _Source:
                 dsn = psycopg.conninfo.make_conninfo(
                     host=str(made.folder), port=port, user=made.server.user, dbname=MAINTENANCE
                 )
-                self._await(dsn, lease)
+                self._await(target, dsn, lease)
                 return watch()
 
-    def _await(self, dsn: str, lease: Lease) -> None:
+    def _await(self, target: Path, dsn: str, lease: Lease) -> None:
         def is_open() -> bool:
             if not self.made.leases.alive(lease):
                 raise ProcessError("the server ended during its recovery")
+            if not says_ready(target):
+                return False
             try:
                 with connect(dsn, timeout=5) as connection:
                     return not scalar(connection, "SELECT pg_is_in_recovery()")

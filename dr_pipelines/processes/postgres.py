@@ -203,6 +203,12 @@ def running_pid(data: Path) -> int | None:
     return process.pid if process else None
 
 
+def says_ready(data: Path) -> bool:
+    """Whether the server that runs in this data folder, or was killed in it, has noted that it accepts connections."""
+    lines = _pid_file(data)
+    return len(lines) > 7 and lines[7].strip() in ("ready", "standby")
+
+
 def _postmaster(data: Path) -> proc.Process | None:
     lines = _pid_file(data)
     process = proc.look_up(int(lines[0])) if lines and lines[0].strip().isdigit() else None
@@ -312,8 +318,8 @@ class Server:
             # Asked before the file is read: a server that ends removes it.
             gone = known is not None and not proc.is_alive(*known)
             lines = _pid_file(self.data)
-            ready = known is not None and not gone and len(lines) > 7 and lines[0].strip() == str(known[0])
-            ready = ready and lines[7].strip() in ("ready", "standby")
+            own = known is not None and lines[:1] and lines[0].strip() == str(known[0])
+            ready = bool(own) and not gone and says_ready(self.data)
             return ready or gone
 
         if wait_until(settled, timeout=timeout, interval=0.02) and ready:

@@ -29,7 +29,7 @@ from dr_pipelines.errors import ProcessError, RestoreError
 from dr_pipelines.processes.identity import Identity, end_of, give_to, open_folder
 from dr_pipelines.processes.leases import Lease, Leases
 from dr_pipelines.processes.ports import free_port
-from dr_pipelines.processes.postgres import Binaries, controldata
+from dr_pipelines.processes.postgres import Binaries, controldata, says_ready
 from dr_pipelines.timing import Clock
 
 __all__ = ["MAINTENANCE", "RestoredServer", "start_recovered"]
@@ -219,18 +219,23 @@ class _Recovery:
                     hint = f"make {self.target}/postgresql.conf fit this machine, then resume the restore"
                 raise RestoreError(f"the restored server ended during its recovery: {said}", hint=hint)
             self.progress(*stage.progress())
-            try:
-                with connect(access.dsn, timeout=5) as connection:
-                    if not scalar(connection, "SELECT pg_is_in_recovery()"):
-                        return
-            except ProcessError as error:
-                stage.check()
-                # While it recovers it says "the database system is starting up", "... is not accepting connections".
-                if refused := re.search(r"FATAL:  (?!the database system is )(.*)", error.message):
-                    raise self._refused(refused[1]) from None
-            except psycopg.OperationalError:
-                stage.check()
+            stage.check()
+            # Asked before, it would start a process to refuse each question, and write that into its log.
+            if says_ready(self.target) and self._answers(access):
+                return
             self.clock.sleep(0.05)
+
+    def _answers(self, access: "_Access") -> bool:
+        try:
+            with connect(access.dsn, timeout=5) as connection:
+                return not scalar(connection, "SELECT pg_is_in_recovery()")
+        except ProcessError as error:
+            # While it recovers it says "the database system is starting up", "... is not accepting connections".
+            if refused := re.search(r"FATAL:  (?!the database system is )(.*)", error.message):
+                raise self._refused(refused[1]) from None
+        except psycopg.OperationalError:
+            pass
+        return False
 
     def _refused(self, words: str) -> RestoreError:
         """The log itself shut the superuser or the database out; nothing but the single-user mode opens that again."""
