@@ -49,7 +49,7 @@ class Layout(Protocol):
         ...
 
     def writes(self, number: int) -> Sequence[Write]:
-        """What of the part with this number goes where."""
+        """What of the part with this number goes where, in the order of its data."""
         ...
 
 

@@ -18,11 +18,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from dr_pipelines.engines.layout import Layout
+from dr_pipelines.engines.layout import Layout, Write
 from dr_pipelines.engines.writeback import Writeback
 from dr_pipelines.errors import BackupError, ObjectCorrupt, RestoreError
 from dr_pipelines.processes.proc import boot_id
-from dr_pipelines.repository.envelope import Envelope, unwrap_into, wrap
+from dr_pipelines.repository.envelope import Envelope, unwrap_to, wrap
 from dr_pipelines.repository.manifest import FileEntry, Part, Range
 from dr_pipelines.repository.patience import patiently
 from dr_pipelines.repository.store import Store
@@ -159,7 +159,7 @@ def _read_fully(stream: BinaryIO, view: memoryview) -> int:
 
 
 class PartReader:
-    """Writes a backup's files below a target folder, its parts fetched, checked and written `workers` at a time.
+    """Writes a backup's files below a target folder, its parts fetched, written and checked `workers` at a time.
 
     `owner` is the (user, group) id that the files get. Each worker has a contiguous run of parts of its own, since
     threads that write to one file wait for each other. What is done is noted in `journal`, so that a second call after
@@ -292,15 +292,13 @@ class PartReader:
                 os.chown(path, *self._owner, follow_symlinks=False)
 
     def _restore_run(self, run: Sequence[int], journal: BinaryIO, writeback: Writeback, progress: Progress) -> None:
-        parts = [self._layout.parts[number] for number in run]
-        buffer = bytearray(max(part.raw_size for part in parts))
-        scratch = bytearray(1 << 20)
         try:
             with _Files(self._target, self._layout.files, writeback) as files:
-                for number, part in zip(run, parts, strict=True):
+                for number in run:
                     if self._stop.is_set():
                         return
-                    checksum = self._restore_part(part, number, buffer, scratch, files)
+                    part = self._layout.parts[number]
+                    checksum = self._restore_part(part, self._layout.writes(number), files)
                     with self._lock:
                         journal.write(f"{number} {checksum}\n".encode())
                         self._done_bytes += part.raw_size
@@ -309,23 +307,44 @@ class PartReader:
             self._stop.set()
             raise
 
-    def _restore_part(self, part: Part, number: int, buffer: bytearray, scratch: bytearray, files: "_Files") -> int:
-        """Returns the checksum of what went into files that are put together of several backups."""
+    def _restore_part(self, part: Part, writes: Sequence[Write], files: "_Files") -> int:
+        """Returns the checksum of what went into files put together of several backups."""
 
-        def fetch() -> Envelope:
+        def fetch() -> tuple[Envelope, int]:
+            placing = _Placing(writes, files, self._layout.assembled)
             with self._store.open(part.key) as stream:
-                return unwrap_into(stream, buffer, expected_sha256=part.stored_sha256, scratch=scratch)
+                envelope = unwrap_to(stream, placing.take, max_raw=part.raw_size, expected_sha256=part.stored_sha256)
+            return envelope, placing.checksum
 
-        envelope = patiently(fetch)
+        envelope, checksum = patiently(fetch)
         if envelope.raw_size != part.raw_size:
             raise ObjectCorrupt(f"{part.key} holds {envelope.raw_size} bytes, its manifest says {part.raw_size}")
-        checksum = 0
-        for file, offset, start, length in self._layout.writes(number):
-            with memoryview(buffer)[start : start + length] as data:
-                files.write(file, offset, data)
-                if file in self._layout.assembled:
-                    checksum = zlib.crc32(data, checksum)
         return checksum
+
+
+class _Placing:
+    """Writes the data of one part, which it is given piece by piece, to its places."""
+
+    def __init__(self, writes: Sequence[Write], files: "_Files", summed: frozenset[int]) -> None:
+        self.checksum = 0
+        """Of what went into the files with these indexes."""
+        self._files, self._summed = files, summed
+        self._writes = iter(writes)
+        self._write = next(self._writes, None)
+        self._position = 0
+
+    def take(self, data: memoryview) -> None:
+        """The next piece."""
+        begin, self._position = self._position, self._position + len(data)
+        while (write := self._write) is not None and write.start < self._position:
+            first, last = max(write.start, begin), min(write.start + write.length, self._position)
+            piece = data[first - begin : last - begin]
+            self._files.write(write, first - write.start, piece)
+            if write.file in self._summed:
+                self.checksum = zlib.crc32(piece, self.checksum)
+            if last < write.start + write.length:
+                return
+            self._write = next(self._writes, None)
 
 
 class _Files:
@@ -341,16 +360,17 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def write(self, file: int, offset: int, data: memoryview) -> None:
-        if self._open is None or self._open[0] != file:
+    def write(self, write: Write, done: int, data: memoryview) -> None:
+        """Write what follows the `done` bytes of it that were written before."""
+        if self._open is None or self._open[0] != write.file:
             self._close()
-            path = self._target / self._entries[file].path
-            self._open = (file, os.open(path, os.O_WRONLY | os.O_NOFOLLOW))
-        start, size = offset, len(data)
+            path = self._target / self._entries[write.file].path
+            self._open = (write.file, os.open(path, os.O_WRONLY | os.O_NOFOLLOW))
         while data:
-            written = os.pwrite(self._open[1], data, offset)
-            data, offset = data[written:], offset + written
-        self._writeback.begin(self._open[1], start, size)
+            written = os.pwrite(self._open[1], data, write.offset + done)
+            data, done = data[written:], done + written
+        if done == write.length:
+            self._writeback.begin(self._open[1], write.offset, write.length)
 
     def _close(self) -> None:
         if self._open is not None:

@@ -6,8 +6,9 @@ several threads wrap and unwrap at a time, each with a compressor of its own tha
 """
 
 import hashlib
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeGuard, get_args
 
@@ -16,7 +17,7 @@ import zstandard
 from dr_pipelines.errors import FormatTooNew, ObjectCorrupt
 from dr_pipelines.repository.sealed import seal, unseal
 
-__all__ = ["Codec", "Encryption", "Envelope", "Wrapped", "check", "known_codec", "unwrap", "unwrap_into", "wrap"]
+__all__ = ["Codec", "Encryption", "Envelope", "Wrapped", "check", "known_codec", "unwrap", "unwrap_to", "wrap"]
 
 Codec = Literal["zstd", "none"]
 Encryption = Literal["none"]
@@ -118,88 +119,75 @@ def wrap(raw: Buffer, *, codec: Codec = "zstd", level: int = 1, hash_raw: bool =
 
 
 def unwrap(stream: BinaryIO, *, max_raw: int, expected_sha256: str | None = None) -> tuple[Envelope, bytes]:
-    """Read an object whole; its data may have `max_raw` bytes at most. Raises as `unwrap_into` does."""
-    envelope = _read_header(stream, expected_sha256)
-    _refuse_larger(stream, envelope, max_raw)
-    raw = bytearray(envelope.raw_size)
-    _unwrap(_Payload(stream, envelope, None), memoryview(raw))
+    """Read an object whole; its data may have `max_raw` bytes at most. Raises as `unwrap_to` does."""
+    raw = bytearray()
+    envelope = unwrap_to(stream, raw.extend, max_raw=max_raw, expected_sha256=expected_sha256)
     return envelope, bytes(raw)
 
 
-def unwrap_into(
-    stream: BinaryIO,
-    buffer: bytearray | memoryview,
-    *,
-    expected_sha256: str | None = None,
-    scratch: bytearray | None = None,
-    max_raw: int = 0,
+def unwrap_to(
+    stream: BinaryIO, take: Callable[[memoryview], object], *, max_raw: int, expected_sha256: str | None = None
 ) -> Envelope:
-    """Read an object's data into `buffer[:raw_size]`; never writes beyond the buffer, whatever the object claims.
+    """Read an object piece by piece, in bounded memory: `take` is given its data, each piece valid until it returns.
 
-    A bytearray may grow to `max_raw` bytes, as far as the object's data needs it.
-    `expected_sha256` is the stored hash that the manifest names. `scratch` holds what is read meanwhile, so that a
-    caller with many objects gives the same again; 1 MiB is a good size. Errors name the object by `stream.name`.
+    It is given them while they are in the processor's cache, which is before all could be checked: what was taken is
+    worth something only once this has returned. Never more than `max_raw` bytes, and what the header says.
+    `expected_sha256` is the stored hash that the manifest names. Errors name the object by `stream.name`.
 
-    Raises ObjectCorrupt where anything differs from what was written (the buffer's content is then worthless), and
-    FormatTooNew.
+    Raises ObjectCorrupt where anything differs from what was written, FormatTooNew, and what `take` raises.
     """
     envelope = _read_header(stream, expected_sha256)
-    _refuse_larger(stream, envelope, max(len(buffer), max_raw))
-    if isinstance(buffer, bytearray) and len(buffer) < envelope.raw_size:
-        buffer.extend(bytes(envelope.raw_size - len(buffer)))
-    with memoryview(buffer).cast("B") as view:
-        _unwrap(_Payload(stream, envelope, scratch), view[: envelope.raw_size])
+    if envelope.raw_size > max_raw:
+        subject = _subject(stream)
+        raise ObjectCorrupt(f"{subject} claims to hold {envelope.raw_size} bytes, at most {max_raw} are expected")
+    payload = _Payload(stream, envelope)
+    raw_hash = hashlib.sha256() if envelope.raw_sha256 else None
+    done = 0
+    for piece in _pieces(payload):
+        done += len(piece)
+        if done > envelope.raw_size:
+            break
+        if raw_hash is not None:
+            raw_hash.update(piece)
+        take(piece)
+    payload.finish()
+    if done != envelope.raw_size:
+        raise ObjectCorrupt(f"{payload.subject} does not hold the {envelope.raw_size} bytes that its header describes")
+    if raw_hash is not None and raw_hash.hexdigest() != envelope.raw_sha256:
+        raise ObjectCorrupt(f"{payload.subject} does not hold the data that its header describes")
     return envelope
 
 
-def check(
-    stream: BinaryIO, *, expected_sha256: str | None = None, decompress: bool = False, scratch: bytearray | None = None
-) -> Envelope:
+def check(stream: BinaryIO, *, expected_sha256: str | None = None, decompress: bool = False) -> Envelope:
     """Read an object back and compare its hash and sizes with its header, and with `expected_sha256`.
 
-    With `decompress` its data is also brought back piece by piece, in bounded memory. Raises as `unwrap_into` does.
+    With `decompress` its data is also brought back, whatever its size. Raises as `unwrap_to` does.
     """
+    if decompress:
+        return unwrap_to(stream, len, max_raw=sys.maxsize, expected_sha256=expected_sha256)
     envelope = _read_header(stream, expected_sha256)
-    payload = _Payload(stream, envelope, scratch)
-    if decompress and envelope.codec == "zstd":
-        raw_hash = hashlib.sha256() if envelope.raw_sha256 else None
-        piece = memoryview(bytearray(min(_STEP, envelope.raw_size + 1)))
-        done = 0
-        with _decompressor().stream_reader(payload, read_size=_STEP, closefd=False) as reader:  # type: ignore[arg-type]
-            while done <= envelope.raw_size and (got := _decompress_some(reader, piece, payload)):
-                done += got
-                if raw_hash is not None:
-                    raw_hash.update(piece[:got])
-        payload.finish()
-        if done != envelope.raw_size or (raw_hash is not None and raw_hash.hexdigest() != envelope.raw_sha256):
-            raise ObjectCorrupt(f"{payload.subject} does not hold the data that its header describes")
-    else:
-        payload.finish()
+    _Payload(stream, envelope).finish()
     return envelope
 
 
 class _Payload:
     """What follows the header line: read piece by piece into one buffer, hashed on the way."""
 
-    def __init__(self, stream: BinaryIO, envelope: Envelope, scratch: bytearray | None) -> None:
+    def __init__(self, stream: BinaryIO, envelope: Envelope) -> None:
         self.subject = _subject(stream)
         self.envelope = envelope
         self._stream = stream
         self._left = envelope.stored_size
         self._hash = hashlib.sha256()
-        self._view = memoryview(scratch or bytearray(max(1, min(_STEP, self._left))))
+        self._view = memoryview(bytearray(max(1, min(_STEP, self._left))))
 
     def read(self, _size: int = -1) -> memoryview:
         """The next piece, valid until the next call; empty at the end. What the decompressor calls."""
-        return self._view[: self.readinto(self._view)]
-
-    def readinto(self, target: memoryview) -> int:
-        """As `read`, into `target`."""
-        piece = target[: self._left]
+        piece = self._view[: self._left]
         got: int = self._stream.readinto(piece) if piece else 0  # type: ignore[attr-defined]
         self._hash.update(piece[:got])
         self._left -= got
-        return got
+        return piece[:got]
 
     def finish(self) -> None:
         """Read what is left, and raise ObjectCorrupt unless the payload was the one that the header describes."""
@@ -213,22 +201,15 @@ class _Payload:
             raise ObjectCorrupt(f"{self.subject} is longer than its header says")
 
 
-def _unwrap(payload: _Payload, target: memoryview) -> None:
-    envelope = payload.envelope
-    done, more = 0, False
-    if envelope.codec == "none":
-        while got := payload.readinto(target[done:]):
-            done += got
-    else:
-        with _decompressor().stream_reader(payload, read_size=_STEP, closefd=False) as reader:  # type: ignore[arg-type]
-            while done < len(target) and (got := _decompress_some(reader, target[done:], payload)):
-                done += got
-            more = bool(_decompress_some(reader, memoryview(bytearray(1)), payload))
-    payload.finish()
-    if done != envelope.raw_size or more:
-        raise ObjectCorrupt(f"{payload.subject} does not hold the {envelope.raw_size} bytes that its header describes")
-    if envelope.raw_sha256 is not None and hashlib.sha256(target).hexdigest() != envelope.raw_sha256:
-        raise ObjectCorrupt(f"{payload.subject} does not hold the data that its header describes")
+def _pieces(payload: _Payload) -> Iterator[memoryview]:
+    if payload.envelope.codec == "none":
+        while piece := payload.read():
+            yield piece
+        return
+    buffer = memoryview(bytearray(min(_STEP, payload.envelope.raw_size + 1)))
+    with _decompressor().stream_reader(payload, read_size=_STEP, closefd=False) as reader:  # type: ignore[arg-type]
+        while got := _decompress_some(reader, buffer, payload):
+            yield buffer[:got]
 
 
 def _decompress_some(reader: zstandard.ZstdDecompressionReader, target: memoryview, payload: _Payload) -> int:
@@ -279,11 +260,6 @@ def _is_size(value: object) -> TypeGuard[int]:
 
 def _is_hash(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _refuse_larger(stream: BinaryIO, envelope: Envelope, room: int) -> None:
-    if envelope.raw_size > room:
-        raise ObjectCorrupt(f"{_subject(stream)} claims to hold {envelope.raw_size} bytes, at most {room} are expected")
 
 
 def _subject(stream: BinaryIO) -> str:

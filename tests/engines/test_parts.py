@@ -92,6 +92,15 @@ def test_what_comes_back_is_what_went_in(sizes: list[int], part_size: int, worke
         assert content(folder / "target") == files
 
 
+def test_parts_that_come_in_several_pieces_come_back(store: FolderStore, target: Path) -> None:
+    """Read a mebibyte at a time: ranges that end within a piece, begin in one, and take several."""
+    sizes = (700_000, 10, 2_500_000, 348_566, 0, 1 << 20, 3)
+    files = {f"base/{number}": random.Random(number).randbytes(size) for number, size in enumerate(sizes)}
+    manifest = write(store, files, part_size=3 << 20)
+    assert reader(store, manifest, target).restore(quiet) == 2
+    assert content(target) == files
+
+
 class TestWriting:
     def test_a_stream_that_ends_early_is_an_error_that_names_the_file(self, store: FolderStore) -> None:
         writer = PartWriter(store, "parts/", part_size=100, workers=1, level=1)

@@ -264,7 +264,7 @@ def large(kind: str, size: int) -> Callable[[Hostile], object]:
 
 
 BOMBS: Mapping[str, tuple[Callable[[Hostile], object], int, str]] = {
-    "a part that unpacks to a gigabyte": (in_a_part(bomb), 1, "does not hold the data"),
+    "a part that unpacks to a gigabyte": (in_a_part(bomb), 1, "does not hold the"),
     "a part that asks for a large window": (in_a_part(wide), 1, "cannot be decompressed"),
     "a segment that unpacks to a gigabyte": (in_a_segment(bomb, raw_size=1 << 20), 1, "does not hold"),
     "a segment that says so": (in_a_segment(bomb, raw_size=ZEROS), 1, "claims to hold 1073741824 bytes"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_pipelines.repository.envelope import check, unwrap, unwrap_into, wrap
+from dr_pipelines.repository.envelope import check, unwrap, wrap
 from dr_pipelines.repository.folder import FolderStore
 from dr_pipelines.repository.manifest import list_backups, part_key, read_manifest
 from dr_pipelines.repository.repository import open_repository
@@ -109,12 +109,11 @@ def test_the_first_repository_of_all_is_read_and_restored(tmp_path: Path) -> Non
     manifest = read_manifest(store, BACKUP)
     restored = {entry.path: bytearray(entry.size) for entry in manifest.files if entry.kind == "file"}
     for part in manifest.parts:
-        buffer = bytearray(part.raw_size)
         with store.open(part.key) as stream:
-            unwrap_into(stream, buffer, expected_sha256=part.stored_sha256)
+            _, data = unwrap(stream, max_raw=part.raw_size, expected_sha256=part.stored_sha256)
         for number, offset, length in part.ranges:
-            restored[manifest.files[number].path][offset : offset + length] = buffer[:length]
-            del buffer[:length]
+            restored[manifest.files[number].path][offset : offset + length] = data[:length]
+            data = data[length:]
     assert restored == {"base/1": b"row " * 40, "PG_VERSION": b"18\n", "odd \udcff name": b"odd", "empty": b""}
     with store.open("log/00000001/000000010000000000000003") as stream:
         assert check(stream, decompress=True).raw_size == 4096

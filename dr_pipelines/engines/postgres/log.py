@@ -6,7 +6,7 @@ stored whole, they mean nothing. Clusters do not mix, since the place is that of
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,7 +26,7 @@ from dr_pipelines.engines.postgres.wal import (
     timeline_of,
 )
 from dr_pipelines.errors import FormatTooNew, ObjectConflict, ObjectCorrupt, ObjectMissing, UsageError
-from dr_pipelines.repository.envelope import unwrap, unwrap_into, wrap
+from dr_pipelines.repository.envelope import unwrap, unwrap_to, wrap
 from dr_pipelines.repository.sealed import seal, unseal
 from dr_pipelines.repository.store import Store
 
@@ -106,30 +106,26 @@ class Log:
         That is what a segment holds that is not full, and where a replay of it ends. Raises ObjectMissing,
         ObjectCorrupt.
         """
-        buffer = bytearray()
-        size = self.fetch_into(name, buffer)
-        return bytes(memoryview(buffer)[:size])
+        raw = bytearray()
+        self.fetch_to(name, raw.extend)
+        return bytes(raw)
 
-    def fetch_into(self, name: str, buffer: bytearray, scratch: bytearray | None = None) -> int:
-        """As `fetch`, into a buffer that grows as needed; returns how many bytes of it are the file's.
-
-        For whoever fetches many: fresh memory for each takes as long as decompressing into it. `scratch` holds what is
-        read meanwhile, as for `unwrap_into`.
-        """
+    def fetch_to(self, name: str, take: Callable[[memoryview], object]) -> int:
+        """As `fetch`, piece by piece, as `unwrap_to` gives them; returns how many bytes the file has."""
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._fetch_into(name, buffer, scratch)
+                return self._fetch_to(name, take)
             except ObjectMissing:
                 if not self.chunks(name) and not self.has(name):
                     raise
-        return self._fetch_into(name, buffer, scratch)
+        return self._fetch_to(name, take)
 
-    def _fetch_into(self, name: str, buffer: bytearray, scratch: bytearray | None) -> int:
+    def _fetch_to(self, name: str, take: Callable[[memoryview], object]) -> int:
         kind = kind_of(name)
         largest = self._segment_size if kind in (FileKind.SEGMENT, FileKind.PARTIAL) else _LARGEST_NOTE
         try:
             with self.store.open(_key(name)) as stream:
-                return unwrap_into(stream, buffer, scratch=scratch, max_raw=largest).raw_size
+                return unwrap_to(stream, take, max_raw=largest).raw_size
         except ObjectMissing:
             if kind is not FileKind.SEGMENT or not (cover := self.chunks(name)):
                 raise
@@ -137,7 +133,7 @@ class Log:
         size = read_header(raw).segment_size
         if max(size, len(raw)) > self._segment_size:
             raise ObjectCorrupt(f"the chunks of {name} claim to be of a segment of {size} bytes")
-        buffer[:size] = raw.ljust(size, b"\0")
+        take(memoryview(raw.ljust(size, b"\0")))
         return size
 
     def put_chunk(self, name: str, chunk: Chunk, raw: bytes, *, level: int = 1) -> Stored:

@@ -149,8 +149,6 @@ class Stage:
         return self.wanted(), len(self._names)
 
     def _run(self) -> None:
-        # Kept for all files: fresh memory for each takes as long as decompressing into it.
-        buffer, scratch = bytearray(), bytearray(1 << 20)
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -162,22 +160,26 @@ class Stage:
                 if number is None:
                     self._stop.wait(0.02)
                 else:
-                    self._fetch(self._names[number], buffer, scratch)
+                    self._fetch(self._names[number])
         except BaseException as error:
             self._failure = error
             # Where the disk is full not even that can be said; `check` says it, and the server is ended.
             with suppress(OSError):
                 self._write("fetcher", "0 failed\n")
 
-    def _fetch(self, name: str, buffer: bytearray, scratch: bytearray) -> None:
-        size = patiently(lambda: self._log.fetch_into(name, buffer, scratch))
-        if kind_of(name) is FileKind.SEGMENT:
-            # PostgreSQL would take another segment of this name for the end of the log.
-            read_header(bytes(buffer[:HEADER_BYTES])).check(name, size)
+    def _fetch(self, name: str) -> None:
         final = self.folder / name
         temporary = self.folder / f".{name}"
-        with memoryview(buffer) as view, temporary.open("wb") as file:
-            file.write(view[:size])
+
+        def fetch() -> int:
+            with temporary.open("wb") as file:
+                return self._log.fetch_to(name, file.write)
+
+        size = patiently(fetch)
+        if kind_of(name) is FileKind.SEGMENT:
+            with temporary.open("rb") as file:
+                # PostgreSQL would take another segment of this name for the end of the log.
+                read_header(file.read(HEADER_BYTES)).check(name, size)
         temporary.chmod(0o600)
         if self._identity is not None:
             os.chown(temporary, self._identity.uid, self._identity.gid)
