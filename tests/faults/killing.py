@@ -23,7 +23,7 @@ POINTS: Mapping[str, tuple[Any, str]] = {
     "put if absent": (FolderStore, "put_if_absent"),
     "delete": (FolderStore, "delete"),
     "remove from the spool": (Spool, "remove"),
-    "fetch a part": (PartReader, "_fetch_part"),
+    "fetch a part": (PartReader, "_restore_part"),
     "fetch a segment": (Stage, "_fetch"),
     "recover": (runbook, "start_recovered"),
     "validate": (runbook, "validate"),
