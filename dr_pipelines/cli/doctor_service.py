@@ -18,6 +18,7 @@ from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.coverage import systems
 from dr_pipelines.engines.postgres.details import look_at_backups
 from dr_pipelines.engines.postgres.exposure import HEARTBEAT_LIMIT, read_exposure
+from dr_pipelines.engines.postgres.incremental import judge_incrementals
 from dr_pipelines.engines.postgres.inspect import judge_missing, judge_setup, read_setup
 from dr_pipelines.engines.postgres.inspect_streaming import judge_streaming, read_streaming
 from dr_pipelines.engines.postgres.log import Log
@@ -72,6 +73,8 @@ def _server(
         try:
             setup = read_setup(connection, dsn)
             streaming = read_streaming(connection, slot_of(name))
+            if service is not None and service.backup is not None and service.backup.incremental is not None:
+                yield judge_incrementals(connection, setup.facts, name)
         except psycopg.errors.InsufficientPrivilege as error:
             seen = f"the role of the DSN may not look: {error.diag.message_primary}"
             mend = "what it lacks is named below; dr init makes a role with what is needed"

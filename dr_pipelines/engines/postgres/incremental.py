@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.pieces import read_file
 from dr_pipelines.engines.postgres.connection import Connection, ServerFacts
 from dr_pipelines.engines.postgres.details import look_at_backups
@@ -25,6 +26,7 @@ __all__ = [
     "Basis",
     "NoBasis",
     "find_basis",
+    "judge_incrementals",
     "require_incrementals",
     "summarizes_wal",
 ]
@@ -79,6 +81,15 @@ def require_incrementals(connection: Connection, facts: ServerFacts) -> None:
             hint="ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf(); then one full backup, and incremental "
             "ones are possible",
         )
+
+
+def judge_incrementals(connection: Connection, facts: ServerFacts, area: str) -> Finding:
+    """Whether this server makes the incremental backups that the plan has."""
+    try:
+        require_incrementals(connection, facts)
+    except NoIncrementals as error:
+        return Finding(area, "incremental backups", Level.WARNING, error.message, error.hint)
+    return Finding(area, "incremental backups", Level.OK, "summarize_wal is on")
 
 
 def find_basis(store: Store, major: int, full_every: int) -> Basis:

@@ -9,9 +9,11 @@ from typing import Literal
 
 import pytest
 
+from dr_pipelines.engines.findings import Finding, Level
 from dr_pipelines.engines.parts import PartWriter
 from dr_pipelines.engines.postgres.backup import BackupResult
-from dr_pipelines.engines.postgres.incremental import OWN_MANIFEST, NoBasis, find_basis
+from dr_pipelines.engines.postgres.connection import connect, read_facts
+from dr_pipelines.engines.postgres.incremental import OWN_MANIFEST, NoBasis, find_basis, judge_incrementals
 from dr_pipelines.errors import NoIncrementals
 from dr_pipelines.repository.chains import chain_of
 from dr_pipelines.repository.folder import FolderStore
@@ -116,6 +118,16 @@ class TestNone:
         assert refused.value.message.startswith("summarize_wal is off")
         assert "ALTER SYSTEM SET summarize_wal = on" in refused.value.hint
         assert source.store.names("backups") == before
+
+    def test_is_a_warning_of_doctor_where_the_plan_has_them(self, source: Source) -> None:
+        def judged() -> Finding:
+            with connect(source.server.dsn()) as connection:
+                return judge_incrementals(connection, read_facts(connection), "database")
+
+        assert judged().level is Level.OK
+        with summarizing(source, "off"):
+            found = judged()
+        assert (found.level, found.seen.startswith("summarize_wal is off")) == (Level.WARNING, True)
 
     @pytest.mark.debian
     def test_before_postgresql_17(self, settings: Settings, repository: Repository) -> None:
