@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     switch: Annotated[
         dict[str, str], Field(description="by service: the command that leads its clients to the new server")
     ] = {}
+    client_dsn: Annotated[
+        dict[str, SecretStr], Field(description="by service: how a client connects, asked after a cutover")
+    ] = {}
     connection_file: Annotated[
         dict[str, Path], Field(description="by service: the libpq service file that its clients follow")
     ] = {}
@@ -113,6 +116,11 @@ class Settings(BaseSettings):
     def switch_of(self, service: str) -> str | None:
         """The command that leads a service's clients to another server, or None where none was given."""
         return self.switch.get(service_key(service))
+
+    def client_dsn_of(self, service: str) -> str | None:
+        """How a service's clients connect, or None where that was not given."""
+        secret = self.client_dsn.get(service_key(service))
+        return secret.get_secret_value() if secret else None
 
     def connection_file_of(self, service: str) -> Path | None:
         """The file that a service's clients follow, or None where none was given."""

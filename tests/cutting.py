@@ -52,6 +52,8 @@ def old() -> Iterator[Hotel]:
         hotel = Hotel(Dr({**settings.as_environment(), **own}, folder), settings, lab, leases)
         environment = {**settings.as_environment(), "PYTHONPATH": str(ROOT)}
         lab_database.start_agent(lab, "database", leases, environment, ttl=LEASE, sandbox=None)
+        with connect(lab.dsn("postgres")) as connection:
+            connection.execute("CREATE ROLE dr_backup LOGIN REPLICATION PASSWORD 'dr_backup'")
         made = hotel.dr("backup", "full", "database", "--create", "--json")
         assert made.code == 0, made.err
         hotel.backup_id = made.document["backup_id"]
@@ -71,6 +73,7 @@ def unfence(lab: LabDatabase) -> None:
         for name in ("hotel", "postgres"):
             connection.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true".encode())
         connection.execute("ALTER DATABASE template1 WITH CONNECTION LIMIT -1")
+        connection.execute("ALTER ROLE dr_backup REPLICATION")
         command = str(scalar(connection, "SHOW archive_command")).partition(" # it was: ")[2]
         if command:
             connection.execute(psycopg.sql.SQL("ALTER SYSTEM SET archive_command = {}").format(command))
@@ -145,6 +148,14 @@ class Cutover:
 
     def dsn(self, database: str = "hotel") -> str:
         return make_conninfo(self.old.lab.dsn(database), port=self.port)
+
+    def as_init_sets_it_up(self) -> dict[str, str]:
+        """A role for backups that may do nothing else, an administrator for the cutover alone, a client's own way."""
+        return {
+            "DR_DSN__DATABASE": make_conninfo(self.old.lab.dsn("postgres"), user="dr_backup", password="dr_backup"),
+            "DR_ADMIN_DSN": self.old.lab.dsn("postgres"),
+            "DR_CLIENT_DSN__DATABASE": self.by_the_file(),
+        }
 
     def by_the_file(self) -> str:
         """As a client connects that follows the file."""

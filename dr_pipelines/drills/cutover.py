@@ -116,6 +116,8 @@ class Cutting:
     def restored(self, handover: Handover, recovery_point: datetime | None) -> Restored:
         """What the record says: healthy is when the application had its answer, by its own notes."""
         done = achieved(self.around, handover, self._wish, self._means)
+        if done.switched_at is None:
+            return replace(restored_by(self.around, handover, done), recovery_point=recovery_point)
         notes, outage = self._notes(), self.execution.outage_started_at
         assert outage is not None
         checks = application_checks(notes, old=f"{_HOST}:{self.lab.port}", new=self._address, outage=outage)

@@ -8,25 +8,28 @@ achieved is not done again, and what is done again changes nothing.
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from dr_pipelines.engines.checks import Check
 from dr_pipelines.engines.postgres import validate as postgres_validate
 from dr_pipelines.engines.postgres.backup import take_backup
+from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.fence import Measure
 from dr_pipelines.engines.verdict import Verdict, judge_checks
-from dr_pipelines.errors import DrError, ExecutionError
+from dr_pipelines.errors import DrError, ExecutionError, ProcessError
 from dr_pipelines.processes.postgres import find_binaries
 from dr_pipelines.repository.approvals import Approval
 from dr_pipelines.repository.locks import hold
 from dr_pipelines.runbooks.asking import await_approval
-from dr_pipelines.runbooks.clients import lead_file_to, run_command
+from dr_pipelines.runbooks.clients import at_address, lead_file_to, run_command
 from dr_pipelines.runbooks.database_restore import LEASE, Surroundings
 from dr_pipelines.runbooks.execution import Outcome
 from dr_pipelines.runbooks.fencing import fence_old_server, measures_of
 from dr_pipelines.runbooks.handover import Handover, Means, Wish, Work, moment_in
-from dr_pipelines.runbooks.production import take_over
+from dr_pipelines.runbooks.production import is_in_target, take_over
 from dr_pipelines.timing import format_moment, wait_until
 
 __all__ = ["CutOver", "achieved", "cut_over"]
@@ -113,20 +116,33 @@ def _switch(work: Work) -> None:
 
 
 def _first_query(work: Work) -> Check:
-    wishes = work.around.validation_of(work.execution.service)
-    name = "application_query_at_the_new_address"
+    """Asked where clients are led to, as a client where it is known how those connect."""
+    name, wishes = "application_query_at_the_new_address", work.around.validation_of(work.execution.service)
     if wishes is None:
         return Check(name, None, "the plan names no application query")
-    dsn = psycopg.conninfo.make_conninfo(work.new_dsn, dbname=wishes.database)
-    error: str | None = None
+    asked = work.means.client_dsn or at_address(work.means.admin_dsn or work.means.dsn, work.wish.address)
+    named = conninfo_to_dict(asked).get("dbname") if work.means.client_dsn else None
+    dsn = make_conninfo(asked, dbname=named or wishes.database)
+    problem: str | None = None
 
     def succeeds() -> bool:
-        nonlocal error
-        _, error = postgres_validate.ask(dsn, wishes.application_query)
-        return error is None
+        nonlocal problem
+        problem = _ask_new(dsn, wishes.application_query, work.handover.target)
+        return problem is None
 
     wait_until(succeeds, timeout=_PATIENCE, clock=work.around.clock, interval=0.2)
-    return Check(name, error is None, error or f"answered at {work.new_server}")
+    return Check(name, problem is None, problem or f"answered at {work.new_server}")
+
+
+def _ask_new(dsn: str, query: str, target: Path) -> str | None:
+    """What is wrong with the answer; None where it came from the server in the target."""
+    try:
+        with connect(dsn) as connection:
+            if not is_in_target(connection, target):
+                return "clients are still led to another server"
+    except (ProcessError, psycopg.Error, OSError) as error:
+        return str(error).strip()
+    return postgres_validate.ask(dsn, query)[1]
 
 
 def _back_up(work: Work) -> None:

@@ -84,6 +84,6 @@ def _not_fenced(work: Work, why: str, measures: tuple[Measure, ...]) -> Executio
     lacking = "; ".join(f"{each.name}: {each.detail}" for each in measures if each.essential and not each.done)
     return ExecutionError(
         f"the old server at {work.old_server} is not fenced: {lacking or why}",
-        hint="no client was led anywhere; name a superuser in DR_DSN__<SERVICE>, or a command that stops that server "
-        "in DR_FENCE__<SERVICE>, or stop it yourself, then go on: an approval is asked for anew",
+        hint="no client was led anywhere; name a superuser in DR_ADMIN_DSN, or a command that stops that server in "
+        "DR_FENCE__<SERVICE>, or stop it yourself, then go on: an approval is asked for anew",
     )

@@ -5,6 +5,7 @@ process goes on after it without doing it again.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from dr_pipelines.settings import Settings, variable
 from dr_pipelines.timing import format_duration, parse_duration
 
 __all__ = [
+    "ADMIN_DSN",
     "WISHES",
     "Handover",
     "Means",
@@ -40,6 +42,10 @@ __all__ = [
     "means_of",
     "read_wish",
 ]
+
+
+ADMIN_DSN = "DR_ADMIN_DSN"
+"""The variable that says how an administrator reaches a server. It is no setting: nobody else is to have it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,14 @@ class Wish:
 
     @property
     def address(self) -> Address:
+        """Where clients find it, once they are led there."""
         return self.host, str(self.port)
+
+    @property
+    def here(self) -> Address:
+        """Where this machine finds it, also while clients are not led there yet."""
+        first = self.listen.split(",")[0].strip()
+        return {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(first, first), str(self.port)
 
 
 @dataclass(frozen=True)
@@ -66,13 +79,17 @@ class Means:
     """How the old server, the clients and the log's way are reached; holds a password."""
 
     dsn: str
-    """How the old server was reached; the new one has its roles and passwords."""
+    """How the old server was reached, for backups; the new one has its roles and passwords."""
     old: Address
     fence_command: str | None
     switch_command: str | None
     connection_file: Path | None
     spool: Path
     script: Path
+    admin_dsn: str | None = None
+    """How a superuser reaches the old server; None: as `dsn` does."""
+    client_dsn: str | None = None
+    """How a client connects; None: as an administrator does, at the address that clients are led to."""
     streams: bool = False
     """Whether the agent takes the new server's log as it is written."""
     sandbox: str | None = None
@@ -100,6 +117,8 @@ def means_of(settings: Settings, service: str) -> Means:
         connection_file=settings.connection_file_of(service),
         spool=settings.spool_of(service),
         script=install_archive_script(settings.state_dir),
+        admin_dsn=os.environ.get(ADMIN_DSN),
+        client_dsn=settings.client_dsn_of(service),
         streams=settings.streams(service),
     )
 
@@ -240,11 +259,13 @@ class Work:
 
     @property
     def old_dsn(self) -> str:
-        return at_address(self.means.dsn, self.handover.old)
+        """The old server, as an administrator where one was named."""
+        return at_address(self.means.admin_dsn or self.means.dsn, self.handover.old)
 
     @property
     def new_dsn(self) -> str:
-        return at_address(self.means.dsn, self.wish.address)
+        """The new server, for backups and the agent."""
+        return at_address(self.means.dsn, self.wish.here)
 
     @property
     def old_server(self) -> str:

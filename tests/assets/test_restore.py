@@ -28,7 +28,7 @@ def outage(machine: Machine) -> Iterator[datetime]:
         yield hotel.lose()
 
 
-def form(outage: datetime, **fields: str) -> dict[str, object]:
+def form(outage: datetime, **fields: object) -> dict[str, object]:
     config = {"service": "database", "outage_started_at": format_moment(outage), "reason": "a test", **fields}
     return {"ops": {"assess": {"config": config}}}
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def test_it_takes_the_old_ones_place_and_goes_on_without_us(cutover: Cutover, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGSERVICEFILE", str(cutover.clients))
     session = psycopg.connect(cutover.by_the_file(), autocommit=True)
-    cutover.start("--outage-start", datetime.now(UTC).isoformat())
+    cutover.start("--outage-start", datetime.now(UTC).isoformat(), **cutover.as_init_sets_it_up())
     request = cutover.request()
     assert request.target == str(cutover.target)
     assert request.facts["old server"].startswith(f"127.0.0.1:{cutover.old.lab.port}, answers, its log is")

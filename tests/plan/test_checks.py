@@ -1,5 +1,7 @@
 """Headroom: an interval or a sum of budgets as long as its objective is a warning, a longer one is refused."""
 
+from datetime import timedelta
+
 import pytest
 
 from dr_pipelines.errors import PlanError
@@ -151,6 +153,13 @@ def test_budgets_that_no_restore_reads_are_warnings(small: str) -> None:
         (Level.WARNING, "no budget for assess"),
         (Level.WARNING, "a restore has no step asses"),
     ]
+
+
+def test_a_budget_for_a_cutovers_step_is_no_warning_and_none_is_asked_for(small: str) -> None:
+    plan, findings = inspect_plan(small + "      - {name: fence, title: Fence, budget: 1m}\n")
+    assert plan is not None
+    assert findings == ()
+    assert plan.budgets("database")["fence"] == timedelta(minutes=1)
 
 
 def test_what_is_too_long_refuses_the_plan_with_its_line(small: str) -> None:

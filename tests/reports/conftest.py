@@ -79,6 +79,32 @@ STEPS = (
     ("validate", 12.7, 7.5, 600.0),
 )
 
+CUTOVER: dict[str, Any] = {
+    "target": "/srv/restored/data",
+    "old_server": "10.0.0.5:5432",
+    "new_server": "10.0.0.7:5432",
+    "approval": {
+        "number": 1,
+        "requested_at": "2026-03-01T12:00:20Z",
+        "requested_by": "ada",
+        "expires_at": "2026-03-01T12:30:20Z",
+        "standing": "approved",
+        "answered_at": "2026-03-01T12:01:20Z",
+        "by": "grace",
+        "reason": "go",
+        "confirmed": [],
+        "waited_seconds": 60.0,
+    },
+    "fenced_by": "SQL",
+    "fence": [],
+    "clients_led_by": "the file /etc/pg_service.conf",
+    "log_shipped_by": "an agent",
+    "backup_id": None,
+    "notes": ["synchronous_standby_names is emptied"],
+}
+PHASES = {"detect": None, "decide": 1.3, "restore": 11.2, "validate": 7.6, "approval": 60.0, "cutover": 2.0}
+"""What a record says of a cutover, and of its phases but the last."""
+
 MakeRecord = Callable[..., Record]
 
 

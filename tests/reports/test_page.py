@@ -13,7 +13,7 @@ from dr_pipelines.plan import Plan, parse_plan
 from dr_pipelines.reports.adherence import adherence
 from dr_pipelines.reports.page import adherence_page
 from dr_pipelines.runbooks.record import Record
-from tests.reports.conftest import make_estimate
+from tests.reports.conftest import CUTOVER, PHASES, make_estimate
 
 MakeRecord = Callable[..., Record]
 UNCLOSED = {"meta"}
@@ -298,3 +298,11 @@ def test_in_a_browser_it_needs_nothing_else_and_fits_a_telephone(
     assert said == []
     assert title == "Recovery: promised and measured, 2026-03-31"
     assert width == 390
+
+
+def test_a_cutover_is_among_the_facts_and_the_phases(plan: Plan, now: datetime, make_record: MakeRecord) -> None:
+    phases = {**PHASES, "healthy": 0.3}
+    page = adherence_page(adherence(plan, [make_record(cutover=CUTOVER, phases=phases)], now=now, off=()))
+
+    assert "<dt>Cutover</dt><dd>from 10.0.0.5:5432 to 10.0.0.7:5432</dd>" in page
+    assert 'class="phase approval"' in page and 'class="phase cutover"' in page

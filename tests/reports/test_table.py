@@ -11,7 +11,7 @@ from dr_pipelines.plan import Plan
 from dr_pipelines.reports.adherence import adherence
 from dr_pipelines.reports.table import render_adherence, render_record
 from dr_pipelines.runbooks.record import Record, StepResult
-from tests.reports.conftest import make_estimate
+from tests.reports.conftest import CUTOVER, PHASES, make_estimate
 
 MakeRecord = Callable[..., Record]
 
@@ -168,3 +168,26 @@ def test_no_figure_is_cut_off_in_a_narrow_terminal(
     render_adherence(adherence(plan, [make_record()], now=now), screen)
 
     assert "…" not in text.getvalue()
+
+
+def test_a_cutover_is_told_and_waiting_for_its_approval_is_shown_apart(make_record: MakeRecord) -> None:
+    text = shown(make_record(cutover=CUTOVER, phases={**PHASES, "healthy": 0.3}))
+
+    assert "validate 7.6s, approval 1m, cutover 2s, healthy 0.3s" in text
+    assert line_with(text, "cutover") == "cutover from 10.0.0.5:5432 to 10.0.0.7:5432"
+    assert line_with(text, "approval") == "approval approved by grace, after 1m"
+    assert line_with(text, "new backup") == "new backup NONE"
+    assert line_with(text, "see to") == "see to synchronous_standby_names is emptied"
+
+
+def test_a_cutover_that_was_denied_led_nobody_anywhere(make_record: MakeRecord) -> None:
+    denied = CUTOVER | {"fenced_by": None, "clients_led_by": None}
+
+    text = shown(make_record(cutover=denied, phases={**PHASES, "cutover": None, "healthy": None}))
+
+    assert line_with(text, "old server") == "old server NOT FENCED"
+    assert line_with(text, "clients") == "clients not led anywhere"
+
+
+def test_without_a_cutover_nothing_is_told_of_one(make_record: MakeRecord) -> None:
+    assert "approval" not in shown(make_record())

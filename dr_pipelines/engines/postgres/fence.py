@@ -68,9 +68,15 @@ class Measure:
 
 
 def look_at(dsn: str, *, timeout: int = 5) -> Look:
-    """Ask the server at `dsn` who it is, in the database that fencing leaves open. Changes nothing."""
+    """Ask the server at `dsn` who it is, in the database that fencing leaves open, else in its own. Changes nothing."""
+    found = _look_at(_maintenance(dsn), timeout)
+    # Whoever backs it up may have been let into one database alone.
+    return _look_at(dsn, timeout) if found.presence is Presence.REFUSES else found
+
+
+def _look_at(dsn: str, timeout: int) -> Look:
     try:
-        with connect(_maintenance(dsn), timeout=timeout) as connection:
+        with connect(dsn, timeout=timeout) as connection:
             recovering = scalar(connection, "SELECT pg_is_in_recovery()")
             written = "SELECT pg_last_wal_replay_lsn()::text" if recovering else "SELECT pg_current_wal_lsn()::text"
             return Look(

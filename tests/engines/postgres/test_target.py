@@ -165,6 +165,29 @@ class TestLock:
             pass
 
 
+class TestHandOver:
+    """The restored server is about to take the lost one's place."""
+
+    def test_keeps_the_note_and_the_lock_alone_and_does_so_again(self, folder: Path, identity: Identity | None) -> None:
+        place = folder / "data"
+        target.claim(place, MINE, identity)
+        for name in ("server.log", "parts"):
+            (place / target.PRIVATE / name).touch()
+        (place / target.PRIVATE / "wal").mkdir()
+        (place / target.ACCESS_RULES).touch()
+        for _ in range(2):
+            target.hand_over(place, identity)
+            assert sorted(path.name for path in (place / target.PRIVATE).iterdir()) == ["lock", "restore.json"]
+            assert not (place / target.ACCESS_RULES).exists()
+        note = target.read_note(place)
+        assert note is not None and note.taken_over and note.execution_id == MINE.execution_id
+
+    def test_no_restore_goes_on_with_it_any_more(self, folder: Path, identity: Identity | None) -> None:
+        target.claim(folder / "data", MINE, identity)
+        target.hand_over(folder / "data", identity)
+        refused(folder / "data", identity, "takes the lost one's place")
+
+
 class TestRelease:
     def test_removes_all_that_the_restore_kept(self, folder: Path, identity: Identity | None) -> None:
         target.claim(folder / "data", MINE, identity)
