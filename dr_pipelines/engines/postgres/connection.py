@@ -24,7 +24,8 @@ _LIVENESS = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_c
 def connect(dsn: str, *, timeout: int = 10, replication: bool = False) -> Iterator[Connection]:
     """A connection in autocommit mode, which ends where its peer is gone; with `replication` as a base backup's.
 
-    Raises ProcessError, without secrets, where the server does not answer.
+    Raises ProcessError, without secrets, where the server does not answer, and where the connection is lost while it is
+    in use. What the server refuses on a connection that stands raises psycopg's own errors.
     """
     try:
         connection = psycopg.connect(
@@ -49,7 +50,15 @@ def connect(dsn: str, *, timeout: int = 10, replication: bool = False) -> Iterat
         problem = re.sub('".*"', '"…"', str(error).strip())
         raise ConfigurationError(f"the connection string cannot be read: {problem}", hint="DR_DSN__<SERVICE>") from None
     with connection:
-        yield connection
+        try:
+            yield connection
+        except psycopg.OperationalError as error:
+            if not connection.broken:
+                raise
+            raise ProcessError(
+                f"PostgreSQL at {without_secrets(dsn)} has ended the connection: {' '.join(str(error).split())}",
+                hint="was it stopped, or did it crash? its own log says why",
+            ) from None
 
 
 def _with_liveness(dsn: str) -> dict[str, str]:

@@ -231,7 +231,7 @@ class _Recovery:
                 return not scalar(connection, "SELECT pg_is_in_recovery()")
         except ProcessError as error:
             # While it recovers it says "the database system is starting up", "... is not accepting connections".
-            if refused := re.search(r"FATAL:  (?!the database system is )(.*)", error.message):
+            if refused := re.search(r" refuses: (?s:.*?)FATAL:  (?!the database system is )(.*)", error.message):
                 raise self._refused(refused[1]) from None
         except psycopg.OperationalError:
             pass

@@ -11,6 +11,7 @@ import pytest
 
 from dr_pipelines.engines.postgres import base_backup
 from dr_pipelines.engines.postgres.backup import take_backup
+from dr_pipelines.engines.postgres.connection import connect
 from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.wal import Segment
 from dr_pipelines.errors import BackupError, Locked, ProcessError, RepositoryError, RepositoryUnreachable
@@ -231,6 +232,15 @@ class TestFails:
 
         with pytest.raises(BackupError, match=r"(?s)pg_basebackup failed: .*(terminating connection|server closed)"):
             source.back_up(progress=end_it)
+
+    def test_where_a_connection_is_lost_while_it_is_used(self, source: Source) -> None:
+        def lose_it() -> None:
+            with connect(source.server.dsn()) as connection:
+                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+        with pytest.raises(ProcessError, match="has ended the connection: terminating connection") as raised:
+            lose_it()
+        assert source.server.password not in str(raised.value)
 
     def test_where_the_role_may_not(self, source: Source) -> None:
         source.do("CREATE ROLE clerk LOGIN PASSWORD 'x'", "GRANT pg_monitor TO clerk")
