@@ -16,6 +16,7 @@ import pytest
 
 from dr_pipelines.processes.leases import Leases
 from dr_pipelines.processes.postgres import find_binaries, running_pid
+from dr_pipelines.processes.proc import is_alive, look_up
 from dr_pipelines.timing import wait_until
 from tests.cli.conftest import PLAN, Dr, Hotel
 
@@ -56,9 +57,10 @@ def read_only(folder: Path) -> Iterator[list[str]]:
 
 def stop(data: Path) -> None:
     """What the operator is told to do to a server that was left running."""
-    pid = int((data / "postmaster.pid").read_text().splitlines()[0])
-    os.kill(pid, signal.SIGINT)
-    assert wait_until(lambda: not (data / "postmaster.pid").exists(), timeout=30)
+    server = look_up(int((data / "postmaster.pid").read_text().splitlines()[0]))
+    assert server is not None
+    os.kill(server.pid, signal.SIGINT)
+    assert wait_until(lambda: not is_alive(*server.key), timeout=30)
 
 
 def test_latest_brings_back_the_last_write_and_leaves_the_server_running(alone: Dr) -> None:

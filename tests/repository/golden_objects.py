@@ -63,6 +63,7 @@ POSITION = Position(
     agent_host="db1",
     problem="nothing to worry about",
 )
+LATER = POSITION.model_copy(update={"timeline": 2, "lsn": Lsn.parse("0/500384"), "problem": None})
 FENCE = {"by": "ada", "measures": []}
 
 
@@ -155,7 +156,8 @@ def _log(log: Log) -> None:
     name, raw = segment(5, timeline=2)
     for start, end in ((0, 400), (400, 700), (400, 900)):
         log.put_chunk(name, Chunk(start, end), raw[start:end])
-    log.write_position(POSITION)
+    for position in (POSITION, LATER):
+        log.write_position(position)
 
 
 def _execution(repository: Repository) -> None:
