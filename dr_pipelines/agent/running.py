@@ -363,5 +363,7 @@ class _Agent:
             foreign_from=cluster.foreign,
             problem="; ".join(problems[:3]) + more or None,
         )
-        cluster.log.write_position(position)
+        told = cluster.log.tell_position(position)
+        displaced = "another server has taken this one's place: what that one's agent says stays"
+        self._note("place", None if told else displaced)
         self._told_at, self._untold = now, False

@@ -8,14 +8,14 @@ stored whole, they mean nothing. Clusters do not mix, since the place is that of
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from pydantic import ValidationError
 
 from dr_pipelines.engines.postgres.chain import Chain, StoredSegment, follow
 from dr_pipelines.engines.postgres.chunks import SUFFIX, Chunk, covering, reach
-from dr_pipelines.engines.postgres.position import POSITION_VERSION, Position
+from dr_pipelines.engines.postgres.position import POSITION_VERSION, Position, ServerState
 from dr_pipelines.engines.postgres.wal import (
     FileKind,
     Lsn,
@@ -35,6 +35,8 @@ __all__ = ["LEFT", "POSITION_KEY", "Chain", "Log", "Stored", "StoredLog", "Store
 POSITION_KEY = "position.json"
 LEFT = "positions/"
 """What an agent said last of each timeline that was left."""
+_SILENT = timedelta(seconds=30)
+"""An agent that has said nothing for longer does not keep another one from speaking."""
 _LARGEST = 1 << 30
 _ATTEMPTS = 5
 """How often chunks are looked for that went while they were read: something that holds more is in their place."""
@@ -226,6 +228,33 @@ class Log:
             self.store.put(_left_key(told.timeline), [seal(told.model_dump(mode="json"))])
         self.store.put(POSITION_KEY, [seal(position.model_dump(mode="json"))])
         self._told = position
+
+    def tell_position(self, position: Position) -> bool:
+        """Write it, unless another server has taken the place of this agent's since: then False.
+
+        What that one's agent says stays. Of an older timeline it is kept beside it; of a server that is away nothing is
+        said while the other one answers.
+        """
+        stored = self._stored_position()
+        if stored is not None and stored != self._told:
+            if position.timeline is not None and position.timeline < (stored.timeline or 0):
+                self.store.put(_left_key(position.timeline), [seal(position.model_dump(mode="json"))])
+                return False
+            recently = position.heartbeat_at - stored.heartbeat_at < _SILENT
+            if position.server is ServerState.AWAY and stored.server is ServerState.UP and recently:
+                return False
+        self.write_position(position)
+        return True
+
+    def _stored_position(self) -> Position | None:
+        """What is stored now; None where nothing is, or nothing that can be read: then there is nothing to keep."""
+        told = self._told
+        try:
+            return self.read_position()
+        except (ObjectCorrupt, FormatTooNew):
+            return None
+        finally:
+            self._told = told
 
     def _listing(self) -> tuple[tuple[StoredSegment, ...], dict[str, datetime]]:
         segments: dict[str, StoredSegment] = {}

@@ -1,13 +1,16 @@
 """The recovery point from samples and the stored log's end. Pure."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dr_pipelines.engines.postgres.log import Log
 from dr_pipelines.engines.postgres.position import Position, RecoveryPointTracker, Sample, ServerState
 from dr_pipelines.engines.postgres.wal import Lsn
+from dr_pipelines.repository.folder import FolderStore
 
 SIZE = 16 << 20
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -224,3 +227,60 @@ def test_a_position_reads_back_what_it_writes() -> None:
     assert Position.model_validate(written).recovery_lsn is None, "as an earlier agent wrote it"
     with pytest.raises(ValueError, match="position in the log"):
         Position.model_validate(written | {"lsn": "x"})
+
+
+def told(seconds: float, timeline: int, *, server: ServerState = ServerState.UP) -> Position:
+    """What an agent says at that second."""
+    return Position(
+        heartbeat_at=second(seconds),
+        timeline=timeline,
+        server=server,
+        spool_files=0,
+        spool_bytes=0,
+        agent_version="1",
+        agent_host="a",
+    )
+
+
+class TestTwoAgents:
+    """That of a server whose place another one has taken, and that of the other one."""
+
+    def test_of_an_older_timeline_it_is_kept_beside_what_counts(self, tmp_path: Path) -> None:
+        old, new = Log(FolderStore(tmp_path)), Log(FolderStore(tmp_path))
+        assert old.tell_position(told(1, 1))
+        assert new.tell_position(told(2, 2))
+
+        assert not old.tell_position(told(3, 1))
+        assert new.tell_position(told(4, 2))
+        assert not old.tell_position(told(500, 1))
+
+        assert Log(FolderStore(tmp_path)).read_position() == told(4, 2)
+        assert Log(FolderStore(tmp_path)).read_position(1) == told(500, 1)
+
+    def test_begun_anew_where_its_server_is_away_it_says_nothing_while_the_other_one_answers(
+        self, tmp_path: Path
+    ) -> None:
+        new = Log(FolderStore(tmp_path))
+        assert new.tell_position(told(1, 2))
+        old = Log(FolderStore(tmp_path))
+        assert old.read_position() == told(1, 2)
+        assert new.tell_position(told(6, 2))
+
+        assert not old.tell_position(told(7, 2, server=ServerState.AWAY))
+        assert new.read_position() == told(6, 2)
+
+    def test_one_that_takes_over_from_an_agent_that_is_gone_speaks(self, tmp_path: Path) -> None:
+        assert Log(FolderStore(tmp_path)).tell_position(told(1, 2))
+
+        # It has read what the one before it said, as an agent does when it begins.
+        next_one = Log(FolderStore(tmp_path))
+        next_one.read_position()
+        assert next_one.tell_position(told(2, 2, server=ServerState.AWAY))
+
+        # And one that has not speaks when nobody has for a while.
+        assert Log(FolderStore(tmp_path)).tell_position(told(40, 2, server=ServerState.AWAY))
+
+    def test_a_position_that_cannot_be_read_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "position.json").write_bytes(b"{}")
+
+        assert Log(FolderStore(tmp_path)).tell_position(told(1, 1))
