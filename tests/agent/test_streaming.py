@@ -80,13 +80,14 @@ def caught_up(running: Host) -> Position:
     )
 
 
-def receivers() -> list[int]:
-    """The processes of this machine's receivers of the tests' slot."""
+def receivers(running: Host) -> list[int]:
+    """The processes that receive into the spool of this host's agents."""
+    into = f"--directory={running.agents.spool}/".encode()
     found = []
     for pid in all_processes():
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if words[0].endswith(b"pg_receivewal") and f"--slot={SLOT}".encode() in words:
+            if words[0].endswith(b"pg_receivewal") and any(word.startswith(into) for word in words):
                 found.append(pid)
     return found
 
@@ -181,7 +182,7 @@ def test_an_agent_that_was_stopped_goes_on_with_the_chunks_that_are_there(newest
     insert(newest)
     caught_up(newest)
     newest.agents.stop()
-    assert receivers() == []
+    assert receivers(newest) == []
     insert(newest)
     newest.agents.start()
     position = caught_up(newest)
@@ -207,7 +208,7 @@ def test_an_agent_that_begins_with_an_empty_folder_goes_on(newest: Host) -> None
 def test_a_receiver_that_its_agent_left_behind_is_ended(newest: Host) -> None:
     insert(newest)
     caught_up(newest)
-    (pid,) = receivers()
+    (pid,) = receivers(newest)
     os.kill(pid, signal.SIGSTOP)
     try:
         folder = next(newest.agents.spool.glob("*/.receiver")).parent
@@ -235,7 +236,7 @@ def test_a_receiver_that_its_agent_left_behind_is_ended(newest: Host) -> None:
 def test_a_slot_that_holds_too_much_is_told(newest: Host) -> None:
     insert(newest)
     caught_up(newest)
-    (pid,) = receivers()
+    (pid,) = receivers(newest)
     os.kill(pid, signal.SIGSTOP)
     try:
         newest.do("ALTER SYSTEM SET max_slot_wal_keep_size = '4MB'")
