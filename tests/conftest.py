@@ -49,6 +49,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(message)
 
 
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """What a test blocks, all processes that later tests start would never hear: SIGTERM, say."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @pytest.fixture
 def world_readable_folder() -> Iterator[Path]:
     """A new, empty folder that any user may read and pass through; servers run as another user than root."""
